@@ -1,0 +1,112 @@
+"""Folder -> sorted file references -> shards, and what is new since last time."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agewatch.errors import ImageError, UsageError
+
+PICTURE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .gif .webp .tif .tiff .bmp .heic .heif .avif .mpo".split()
+)
+_LITTER_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+_LITTER_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """One file of an archive. `path` is relative, POSIX, in the table's encoding; see `encode_path`."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+
+    def read(self, root: Path) -> bytes:
+        """Return the file's bytes. Raises ImageError with code `vanished`, `denied` or `unreadable`."""
+        try:
+            with open(os.path.join(os.fsencode(root), decode_path(self.path)), "rb") as file:
+                return file.read()
+        except FileNotFoundError as error:
+            raise ImageError("vanished", "The file disappeared before it could be read.") from error
+        except PermissionError as error:
+            raise ImageError("denied", "The file may not be read by this user.") from error
+        except OSError as error:
+            raise ImageError("unreadable", f"The file can't be read: {error.strerror}.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a folder holds: files to score, how many others were ignored, and folders that can't be listed."""
+
+    files: list[FileRef]
+    ignored: int
+    unlisted: list[str]
+
+
+def find(root: Path) -> Listing:
+    """List the pictures below a folder, sorted by path; symbolic links and system litter are passed over.
+
+    A picture is a regular file with a picture's suffix (any case) or with none; its content is judged later.
+    Raises UsageError where `root` is no folder.
+    """
+    if not root.is_dir():
+        raise UsageError(f"There is no folder {root}.")
+    files: list[FileRef] = []
+    unlisted: list[str] = []
+    ignored = 0
+    start = os.fsencode(root)
+    folders = [start]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:
+            unlisted.append(encode_path(os.path.relpath(folder, start)))
+            continue
+        for entry in entries:
+            name = os.fsdecode(entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                if name not in _LITTER_FOLDERS:
+                    folders.append(entry.path)
+            elif _is_litter(name):
+                continue
+            elif not entry.is_file(follow_symlinks=False) or not _may_be_picture(name):
+                ignored += 1
+            else:
+                try:
+                    stat = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                relative = encode_path(os.path.relpath(entry.path, start))
+                files.append(FileRef(relative, stat.st_size, stat.st_mtime_ns))
+    return Listing(sorted(files, key=lambda file: file.path), ignored, sorted(unlisted))
+
+
+def shards(files: Sequence[FileRef], size: int) -> Iterator[Sequence[FileRef]]:
+    """Cut a list of files into shards of at most `size` files, in order."""
+    return (files[start : start + size] for start in range(0, len(files), size))
+
+
+def encode_path(path: bytes) -> str:
+    r"""Write a path's bytes as text: UTF-8 stays, any other byte is `\xNN`, a literal backslash `\\`."""
+    return path.replace(b"\\", b"\\\\").decode("utf-8", errors="backslashreplace")
+
+
+def decode_path(path: str) -> bytes:
+    """Invert `encode_path`."""
+
+    def byte(escape: re.Match[bytes]) -> bytes:
+        return b"\\" if escape[0] == b"\\\\" else bytes([int(escape[1], 16)])
+
+    return re.sub(rb"\\\\|\\x([0-9a-f]{2})", byte, path.encode())
+
+
+def _is_litter(name: str) -> bool:
+    return name in _LITTER_FILES or name.startswith("._")
+
+
+def _may_be_picture(name: str) -> bool:
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in PICTURE_SUFFIXES or (not suffix and not name.startswith("."))

@@ -1,0 +1,143 @@
+"""The one place that runs a network: OpenVINO on a CPU, torch elsewhere."""
+
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+
+from agewatch.errors import ModelError
+from agewatch.images import RGB
+from agewatch.model import AgeModel, Floats
+
+EngineName = Literal["auto", "openvino", "torch"]
+Precision = Literal["auto", "f32", "bf16"]
+
+BF16_GATE_YEARS = 0.1
+"""`--precision auto` uses bf16 only where the model's recorded MAE in bf16 is worse than f32 by at most this."""
+
+
+class Engine(Protocol):
+    """A network that is ready to run. `name` is the engine column of the predictions table."""
+
+    name: str
+
+    def __call__(self, chips: RGB) -> Floats:
+        """Map uint8 chips (n, size, size, 3) to distributions (n, bins)."""
+        ...
+
+
+def open_engine(
+    model: AgeModel, *, cache: Path, engine: EngineName = "auto", precision: Precision = "auto"
+) -> Engine:
+    """Make a model ready to run on one thread of this machine; `auto` is torch where CUDA is, else OpenVINO.
+
+    `cache` is the folder for converted networks. Raises ModelError where the request can't be met.
+    """
+    if engine == "torch" or (engine == "auto" and _has_cuda()):
+        if precision == "bf16":
+            raise ModelError("bf16 is offered by the OpenVINO engine only.")
+        return TorchEngine(model)
+    return OpenVinoEngine(model, cache=cache, precision=resolve_precision(model, precision))
+
+
+def resolve_precision(model: AgeModel, precision: Precision) -> Literal["f32", "bf16"]:
+    """Decide f32 or bf16 for OpenVINO on this CPU. Raises ModelError where bf16 is asked for and absent."""
+    if precision == "bf16" and not has_bf16():
+        raise ModelError("This CPU has no bf16; use --precision f32 or auto.")
+    if precision != "auto":
+        return precision
+    recorded = model.spec.metrics.get("bf16", {}).get("mae_change_years")
+    return "bf16" if recorded is not None and recorded <= BF16_GATE_YEARS and has_bf16() else "f32"
+
+
+def has_bf16() -> bool:
+    """Tell whether this CPU multiplies bf16 in hardware."""
+    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class TorchEngine:
+    """Torch on CUDA where present, else on the CPU, in f32."""
+
+    def __init__(self, model: AgeModel) -> None:
+        import torch
+
+        self._torch = torch
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = model.network().to(self._device)
+        self.name = f"torch-{self._device.type}-f32"
+
+    def __call__(self, chips: RGB) -> Floats:
+        """Map uint8 chips (n, size, size, 3) to distributions (n, bins)."""
+        with self._torch.inference_mode():
+            output = self._network(self._torch.from_numpy(chips).to(self._device))
+        return np.asarray(output.float().cpu().numpy(), dtype=np.float32)
+
+
+class OpenVinoEngine:
+    """OpenVINO on one CPU thread; the converted network is cached under its model's hash."""
+
+    def __init__(self, model: AgeModel, *, cache: Path, precision: Literal["f32", "bf16"]) -> None:
+        openvino = _openvino()
+        core = openvino.Core()
+        version = openvino.get_version().split("-")[0]
+        folder = cache / f"{model.hash12}-openvino-{version}"
+        if not (folder / "model.xml").exists():
+            _convert(model, folder)
+        self._compiled = core.compile_model(
+            folder / "model.xml",
+            "CPU",
+            {
+                "INFERENCE_NUM_THREADS": 1,
+                "NUM_STREAMS": 1,
+                "INFERENCE_PRECISION_HINT": precision,
+            },
+        )
+        self.name = f"openvino-{precision}"
+
+    def __call__(self, chips: RGB) -> Floats:
+        """Map uint8 chips (n, size, size, 3) to distributions (n, bins)."""
+        return np.array(self._compiled(chips)[0], dtype=np.float32)
+
+
+def _convert(model: AgeModel, folder: Path) -> None:
+    """Convert and store the network, written aside and renamed, so that parallel first runs are harmless."""
+    import torch
+
+    openvino = _openvino()
+    size = model.spec.image_size
+    example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # openvino traces with torch.jit, which torch would retire
+        network = openvino.convert_model(model.network(), example_input=example, input=[-1, size, size, 3])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    try:
+        openvino.save_model(network, aside / "model.xml", compress_to_fp16=False)
+        os.rename(aside, folder)
+    except OSError as error:
+        if not (folder / "model.xml").exists():  # otherwise another process was faster
+            raise ModelError(f"The converted network can't be stored in {folder}: {error}.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _openvino() -> Any:
+    # Importing openvino reports to its maker unless this package is absent; None makes it absent.
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    import openvino
+
+    return openvino
+
+
+def _has_cuda() -> bool:
+    # Asking torch costs seconds at every start, so it is asked only where a driver shows a device.
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return False
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,238 @@
+"""The self-describing age model: weights, architecture, preprocessing, labels and calibration, in one file.
+
+A model file is a `.mar` (a zip that TorchServe serves) or the folder it was unpacked to; both hold `model.json`
+and `model.safetensors`. Torch is imported only when the network itself is asked for.
+"""
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agewatch.errors import ModelError
+
+if TYPE_CHECKING:
+    from agewatch.network import AgeNetwork
+
+PREPROCESSING_REVISION = 1
+"""Raised whenever decoded pixels, chips or quality measures change; a golden test guards it."""
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One timm network of the model: name, keyword arguments and input side in pixels."""
+
+    backbone: str
+    image_size: int
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the network's input: chip geometry, and per-channel mean and std of RGB in 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    chip_scale: float = 1.03
+    aligned: bool = False
+    revision: int = PREPROCESSING_REVISION
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The bins of the age distribution: whole years from `lowest` to `highest`, both included."""
+
+    lowest: int = 0
+    highest: int = 100
+
+    @property
+    def years(self) -> Floats:
+        """The age of each bin, shape (bins,)."""
+        return np.arange(self.lowest, self.highest + 1, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Conformal quantile for true ages `low`..`high` (years), learnt from `n` calibration faces."""
+
+    low: int
+    high: int
+    n: int
+    quantile: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Label-conditional split-conformal calibration; empty bands mean the interval is the whole range."""
+
+    coverage: float = 0.9
+    bands: tuple[Band, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `model.json` holds."""
+
+    name: str
+    version: str
+    members: tuple[Member, ...]
+    preprocessing: Preprocessing
+    labels: Labels = Labels()
+    calibration: Calibration = Calibration()
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data_hash: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str = ""
+
+    @property
+    def image_size(self) -> int:
+        """Side of a chip, pixels; all members share it."""
+        return self.members[0].image_size
+
+    def to_json(self) -> str:
+        """Serialise as `model.json`."""
+        content = dataclasses.asdict(self)
+        return json.dumps({"architecture": {"members": content.pop("members")}, **content}, indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Spec":
+        """Parse `model.json`. Raises ModelError where it is damaged or needs another revision of this code."""
+        try:
+            content = json.loads(text)
+            calibration = content.pop("calibration")
+            spec = cls(
+                members=tuple(Member(**member) for member in content.pop("architecture")["members"]),
+                preprocessing=_preprocessing(content.pop("preprocessing")),
+                labels=Labels(**content.pop("labels")),
+                calibration=Calibration(calibration["coverage"], tuple(Band(**band) for band in calibration["bands"])),
+                **content,
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"The model's model.json is damaged: {error}.") from error
+        if spec.preprocessing.revision != PREPROCESSING_REVISION or spec.preprocessing.aligned:
+            raise ModelError(
+                f"The model {spec.name}-{spec.version} needs preprocessing revision {spec.preprocessing.revision}"
+                f"{', aligned chips' if spec.preprocessing.aligned else ''}; this agewatch implements revision"
+                f" {PREPROCESSING_REVISION} without alignment. Retrain the model or use the agewatch that made it."
+            )
+        if len({member.image_size for member in spec.members}) != 1:
+            raise ModelError("The model's members need one common image_size.")
+        return spec
+
+
+@dataclass(frozen=True)
+class Ages:
+    """Age estimates in years, each of shape (n,): expectation and the calibrated interval around it."""
+
+    age: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class AgeModel:
+    """A model ready to be opened by an engine: its spec and the bytes of its safetensors file."""
+
+    spec: Spec
+    weights: bytes = field(repr=False)
+
+    @property
+    def hash12(self) -> str:
+        """First 12 hex digits of BLAKE2b over the weights and everything that changes a prediction."""
+        content = json.loads(self.spec.to_json())
+        essence = {key: content[key] for key in ("architecture", "preprocessing", "labels", "calibration")}
+        digest = blake2b(self.weights)
+        digest.update(json.dumps(essence, sort_keys=True, separators=(",", ":")).encode())
+        return digest.hexdigest()[:12]
+
+    @property
+    def id(self) -> str:
+        """`NAME-VERSION@HASH12`, the model column of the predictions table."""
+        return f"{self.spec.name}-{self.spec.version}@{self.hash12}"
+
+    def network(self) -> "AgeNetwork":
+        """Build the torch network with these weights, in evaluation mode. Raises ModelError where they do not fit."""
+        from agewatch.network import AgeNetwork
+
+        return AgeNetwork.from_weights(self.spec, self.weights)
+
+    def estimate(self, probabilities: Floats) -> Ages:
+        """Turn distributions of shape (n, bins) into ages and calibrated intervals, all in years."""
+        return estimate(probabilities, self.spec.labels, self.spec.calibration)
+
+    def save(self, folder: Path) -> None:
+        """Write `model.json` and `model.safetensors` into an existing folder."""
+        (folder / "model.safetensors").write_bytes(self.weights)
+        (folder / "model.json").write_text(self.spec.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> "AgeModel":
+        """Open a `.mar` file, or the folder it was unpacked to. Raises ModelError where that is impossible."""
+        read = _reader(path)
+        return cls(Spec.from_json(read("model.json").decode()), read("model.safetensors"))
+
+
+def read_reference(path: Path) -> bytes:
+    """Return the Parquet bytes of the model's reference rows. Raises ModelError where the model has none."""
+    return _reader(path)("reference.parquet")
+
+
+def estimate(probabilities: Floats, labels: Labels, calibration: Calibration) -> Ages:
+    """Expectation, and the hull of the conformal set {y : score(x, y) <= quantile of y's band}, in years.
+
+    The hull is widened to include the expectation, and falls back to it where the set is empty.
+    """
+    years = labels.years
+    age = (probabilities @ years).astype(np.float32)
+    inside = conformity(probabilities) <= band_quantiles(labels, calibration)
+    found = inside.any(axis=1)
+    low = np.where(found, years[inside.argmax(axis=1)], age)
+    high = np.where(found, years[::-1][inside[:, ::-1].argmax(axis=1)], age)
+    return Ages(age, np.minimum(low, age).astype(np.float32), np.maximum(high, age).astype(np.float32))
+
+
+def conformity(probabilities: Floats) -> Floats:
+    """Nonconformity of every bin, shape (n, bins), 0..1: |2 F(y) - 1| with F the distribution up to mid-bin.
+
+    Zero at the median; the rank score of distributional conformal prediction (Chernozhukov et al., PNAS 2021).
+    """
+    below = np.cumsum(probabilities, axis=1) - probabilities / 2
+    return np.abs(2 * below - 1).astype(np.float32)
+
+
+def band_quantiles(labels: Labels, calibration: Calibration) -> Floats:
+    """The quantile of every bin's band, shape (bins,); 1 (everything conforms) where no band covers a bin."""
+    quantiles = np.ones(len(labels.years), dtype=np.float32)
+    for band in calibration.bands:
+        quantiles[(labels.years >= band.low) & (labels.years <= band.high)] = band.quantile
+    return quantiles
+
+
+def _preprocessing(content: dict[str, Any]) -> Preprocessing:
+    return Preprocessing(**{**content, "mean": tuple(content["mean"]), "std": tuple(content["std"])})
+
+
+def _reader(path: Path) -> Callable[[str], bytes]:
+    def read(name: str) -> bytes:
+        try:
+            if path.is_dir():
+                return (path / name).read_bytes()
+            with zipfile.ZipFile(path) as archive:
+                return archive.read(name)
+        except FileNotFoundError as error:
+            raise ModelError(f"There is no model at {path}.") from error
+        except KeyError as error:
+            raise ModelError(f"{path} holds no {name}: it is no agewatch model.") from error
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ModelError(f"The model {path} can't be read: {error}.") from error
+
+    return read

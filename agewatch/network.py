@@ -1,0 +1,65 @@
+"""The torch side of an age model: timm backbones with an age distribution as output."""
+
+from collections.abc import Mapping
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from agewatch.errors import ModelError
+from agewatch.model import Spec
+
+
+class AgeNetwork(nn.Module):
+    """Chips in, age distribution out; normalisation is part of the graph, so that engines need no second copy.
+
+    Input: uint8 RGB chips of shape (n, size, size, 3). Output: probabilities of shape (n, bins), the mean over the
+    members.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        bins = len(spec.labels.years)
+        self.members = nn.ModuleList(
+            timm.create_model(member.backbone, num_classes=bins, **member.kwargs) for member in spec.members
+        )
+        # Folded: (x / 255 - mean) / std. Not persistent: the spec holds them.
+        self.register_buffer("shift", torch.tensor(spec.preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("scale", torch.tensor(spec.preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def normalise(self, chips: Tensor) -> Tensor:
+        """Turn uint8 chips (n, size, size, 3) into the members' float input (n, 3, size, size)."""
+        normal: Tensor = (chips.permute(0, 3, 1, 2).float() - self.shift) / self.scale
+        return normal
+
+    def forward(self, chips: Tensor) -> Tensor:
+        """Return probabilities of shape (n, bins)."""
+        normal = self.normalise(chips)
+        return torch.stack([member(normal).softmax(dim=1) for member in self.members]).mean(dim=0)
+
+    @classmethod
+    def from_weights(cls, spec: Spec, weights: bytes) -> "AgeNetwork":
+        """Build the network in evaluation mode. Raises ModelError where the weights do not fit the architecture."""
+        try:
+            network = cls(spec)
+            tensors = {name: tensor.float() for name, tensor in load(weights).items()}
+            missing, unexpected = network.load_state_dict(tensors, strict=False)
+        except (SafetensorError, RuntimeError) as error:
+            raise ModelError(f"The model's weights do not fit its architecture: {error}.") from error
+        missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+        if missing or unexpected:
+            raise ModelError(f"The model's weights do not fit its architecture: {(missing + unexpected)[:3]}.")
+        return network.eval()
+
+
+def to_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """Serialise a state dict: matrices rounded to fp16, vectors (biases, statistics) kept in f32."""
+    return save(
+        {
+            name: (tensor.half() if tensor.ndim > 1 else tensor.float()).contiguous()
+            for name, tensor in sorted(state.items())
+            if not name.endswith("num_batches_tracked")
+        }
+    )

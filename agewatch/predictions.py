@@ -1,0 +1,233 @@
+"""The predictions table (Delta Lake): schema, compare-and-swap writing, reading.
+
+One row a face; a file without a face, or that could not be read, has exactly one row with `face` null. The table
+is current state; Delta's time travel is the history.
+"""
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
+
+from agewatch.errors import TableError, UsageError
+
+_TIME = pa.timestamp("us", "UTC")
+SCHEMA = pa.schema(
+    [
+        pa.field("archive", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("face", pa.int32()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("content_hash", pa.string()),
+        pa.field("bytes", pa.int64()),
+        pa.field("mtime_ns", pa.int64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("box_x", pa.float32()),
+        pa.field("box_y", pa.float32()),
+        pa.field("box_w", pa.float32()),
+        pa.field("box_h", pa.float32()),
+        pa.field("face_score", pa.float32()),
+        pa.field("age", pa.float32()),
+        pa.field("age_low", pa.float32()),
+        pa.field("age_high", pa.float32()),
+        pa.field("brightness", pa.float32()),
+        pa.field("contrast", pa.float32()),
+        pa.field("sharpness", pa.float32()),
+        pa.field("captured_at", _TIME),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("mode", pa.string(), nullable=False),
+        pa.field("engine", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("scored_at", _TIME, nullable=False),
+    ]
+)
+RETRIED_STATUSES = ("denied", "vanished")
+"""Files with these statuses never count as scored."""
+
+_ROOT_PROPERTY = "agewatch.root."
+_MAX_ATTEMPTS = 50
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the table knows of one file."""
+
+    status: str
+    bytes: int | None
+    mtime_ns: int | None
+    content_hash: str | None
+    faces: int
+
+
+def read(
+    folder: Path,
+    *,
+    archive: str | None = None,
+    model: str | None = None,
+    mode: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """Read the current rows, all or those of one archive, model id and mode. Raises TableError where there is none."""
+    return _read(_open(folder), _filter(archive=archive, model=model, mode=mode), columns)
+
+
+def archives(folder: Path) -> dict[str, Path]:
+    """Map each archive's name to its root. Raises TableError where there is no table."""
+    properties = _open(folder).metadata().configuration
+    return {
+        name.removeprefix(_ROOT_PROPERTY): Path(str(root))
+        for name, root in properties.items()
+        if name.startswith(_ROOT_PROPERTY)
+    }
+
+
+def latest_mode(folder: Path, *, archive: str, model: str) -> str:
+    """Return the mode in which an archive was scored last by a model. Raises TableError where it never was."""
+    rows = read(folder, archive=archive, model=model, columns=["mode", "scored_at"])
+    if not len(rows):
+        raise TableError(f"The archive '{archive}' has no rows of the model {model} yet: run `agewatch score` first.")
+    newest = rows.take(pc.sort_indices(rows, sort_keys=[("scored_at", "descending")])[:1])
+    return str(newest["mode"][0].as_py())
+
+
+class Writer:
+    """Writes one archive's rows of one model and mode; other runs may write to the same table meanwhile.
+
+    Raises UsageError where the archive's name already belongs to another root, TableError where the table can't be
+    written.
+    """
+
+    def __init__(self, folder: Path, *, archive: str, root: Path, model: str, mode: str) -> None:
+        self._folder = folder
+        self._archive = archive
+        self._key = _filter(archive=archive, model=model, mode=mode)
+        self._predicate = f"archive = {_quote(archive)} AND model = {_quote(model)} AND mode = {_quote(mode)}"
+        self._table = self._claim(str(root.resolve()))
+        self.stored = self._state(self._key)
+
+    def write(self, rows: Rows) -> int:
+        """Commit the rows of some files at once, replacing those files' earlier rows; returns the rows written.
+
+        Compare-and-swap on the snapshot that was read: where another run committed first, files that it has already
+        scored in the same state are dropped from ours.
+        """
+        for attempt in range(_MAX_ATTEMPTS):
+            if not rows:
+                return 0
+            try:
+                self._commit(rows)
+            except CommitFailedError:
+                time.sleep(random.uniform(0, min(1.0, 0.05 * 2**attempt)))
+                rows = self._without_scored_elsewhere(rows)
+            except (DeltaError, OSError) as error:
+                raise TableError(f"The table {self._folder} can't be written: {error}.") from error
+            else:
+                self.stored.update(_summarise(pa.Table.from_pylist(rows, SCHEMA)))
+                return len(rows)
+        raise TableError(f"The table {self._folder} stayed busy: {_MAX_ATTEMPTS} commits were refused.")
+
+    def rows_of(self, paths: Sequence[str]) -> Rows:
+        """Return the stored rows of some files of this archive, model and mode."""
+        rows: Rows = _read(self._table, self._key & pc.field("path").isin(list(paths))).to_pylist()
+        return rows
+
+    def _commit(self, rows: Rows) -> None:
+        paths = sorted({row["path"] for row in rows})
+        table = pa.Table.from_pylist(rows, SCHEMA)
+        once = CommitProperties(max_commit_retries=0)
+        if any(path in self.stored for path in paths):
+            known = f"{self._predicate} AND path IN ({', '.join(map(_quote, paths))})"
+            write_deltalake(self._table, table, mode="overwrite", predicate=known, commit_properties=once)
+        else:
+            write_deltalake(self._table, table, mode="append", commit_properties=once)
+
+    def _without_scored_elsewhere(self, rows: Rows) -> Rows:
+        self._table.update_incremental()
+        paths = list({row["path"] for row in rows})
+        newer = self._state(self._key & pc.field("path").isin(paths))
+        changed = {path for path, stored in newer.items() if self.stored.get(path) != stored}
+        self.stored.update(newer)
+        return [row for row in rows if not (row["path"] in changed and _same_file(row, newer[row["path"]]))]
+
+    def _state(self, where: ds.Expression) -> dict[str, Stored]:
+        columns = ["path", "status", "bytes", "mtime_ns", "content_hash"]
+        return _summarise(_read(self._table, where, columns))
+
+    def _claim(self, root: str) -> DeltaTable:
+        """Open or create the table and bind the archive's name to its root in the table's own properties."""
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                table = DeltaTable.create(self._folder, schema=SCHEMA, mode="ignore")
+                known = table.metadata().configuration.get(_ROOT_PROPERTY + self._archive)
+                if known == root:
+                    return table
+                if known is not None:
+                    raise UsageError(
+                        f"The archive name '{self._archive}' already stands for {known}; choose another for {root}"
+                        " with --archive NAME."
+                    )
+                table.alter.set_table_properties(
+                    {_ROOT_PROPERTY + self._archive: root},
+                    raise_if_not_exists=False,
+                    commit_properties=CommitProperties(max_commit_retries=0),
+                )
+            except CommitFailedError:
+                time.sleep(random.uniform(0, 0.2))
+            except (DeltaError, OSError) as error:
+                raise TableError(f"The table {self._folder} can't be opened: {error}.") from error
+        raise TableError(f"The table {self._folder} stayed busy.")
+
+
+def _open(folder: Path) -> DeltaTable:
+    try:
+        return DeltaTable(folder)
+    except (DeltaError, OSError) as error:
+        raise TableError(f"There is no predictions table at {folder}: run `agewatch score` first.") from error
+
+
+def _read(table: DeltaTable, where: ds.Expression | None, columns: Sequence[str] | None = None) -> pa.Table:
+    try:
+        found = table.to_pyarrow_dataset().to_table(columns=list(columns or SCHEMA.names), filter=where)
+    except (DeltaError, OSError, pa.ArrowException) as error:
+        raise TableError(f"The predictions table can't be read: {error}.") from error
+    return found
+
+
+def _filter(**equal: str | None) -> ds.Expression | None:
+    where = None
+    for column, value in equal.items():
+        if value is not None:
+            term = pc.field(column) == value
+            where = term if where is None else where & term
+    return where
+
+
+def _summarise(rows: pa.Table) -> dict[str, Stored]:
+    faces: dict[str, int] = {}
+    state: dict[str, Stored] = {}
+    columns = ("path", "status", "bytes", "mtime_ns", "content_hash")
+    for path, status, size, mtime_ns, digest in zip(*(rows[name].to_pylist() for name in columns), strict=True):
+        faces[path] = faces.get(path, 0) + (status == "ok")
+        state[path] = Stored(status, size, mtime_ns, digest, faces[path])
+    return state
+
+
+def _same_file(row: Mapping[str, Any], stored: Stored) -> bool:
+    same = (row["bytes"], row["mtime_ns"]) == (stored.bytes, stored.mtime_ns)
+    return same and stored.status not in RETRIED_STATUSES
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
