@@ -1,5 +1,6 @@
 """Folder -> sorted file references -> shards, and what is new since last time."""
 
+import builtins
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -9,8 +10,11 @@ from pathlib import Path
 from agewatch.errors import ImageError, UsageError
 
 PICTURE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .webp .tif .tiff .bmp .heic .heif .avif .mpo".split()
-)
+    {
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp",
+        ".heic", ".heif", ".avif",
+    }
+)  # fmt: skip
 _LITTER_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _LITTER_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 
@@ -23,7 +27,7 @@ class FileRef:
     bytes: int
     mtime_ns: int
 
-    def read(self, root: Path) -> bytes:
+    def read(self, root: Path) -> builtins.bytes:
         """Return the file's bytes. Raises ImageError with code `vanished`, `denied` or `unreadable`."""
         try:
             with open(os.path.join(os.fsencode(root), decode_path(self.path)), "rb") as file:

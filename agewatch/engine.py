@@ -1,6 +1,5 @@
 """The one place that runs a network: OpenVINO on a CPU, torch elsewhere."""
 
-import os
 import shutil
 import sys
 import tempfile
@@ -31,9 +30,7 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(
-    model: AgeModel, *, cache: Path, engine: EngineName = "auto", precision: Precision = "auto"
-) -> Engine:
+def open_engine(model: AgeModel, *, cache: Path, engine: EngineName = "auto", precision: Precision = "auto") -> Engine:
     """Make a model ready to run on one thread of this machine; `auto` is torch where CUDA is, else OpenVINO.
 
     `cache` is the folder for converted networks. Raises ModelError where the request can't be met.
@@ -118,7 +115,7 @@ def _convert(model: AgeModel, folder: Path) -> None:
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:
         openvino.save_model(network, aside / "model.xml", compress_to_fp16=False)
-        os.rename(aside, folder)
+        aside.rename(folder)
     except OSError as error:
         if not (folder / "model.xml").exists():  # otherwise another process was faster
             raise ModelError(f"The converted network can't be stored in {folder}: {error}.") from error

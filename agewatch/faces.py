@@ -78,22 +78,19 @@ def cut_chip(rgb: RGB, face: Face, *, scale: float, size: int) -> RGB:
     left, top = round(x + w / 2 - side / 2), round(y + h / 2 - side / 2)
     pixels = max(1, round(side))
     height, width = rgb.shape[:2]
-    inside = rgb[
+    inside: RGB = rgb[
         min(max(top, 0), height - 1) : max(min(top + pixels, height), 1),
         min(max(left, 0), width - 1) : max(min(left + pixels, width), 1),
     ]
     if inside.shape[:2] != (pixels, pixels):
-        inside = cv2.copyMakeBorder(
-            inside,
-            *_padding(top, pixels, height, inside.shape[0]),
-            *_padding(left, pixels, width, inside.shape[1]),
-            cv2.BORDER_REPLICATE,
-        )
+        down = _padding(top, pixels, inside.shape[0])
+        across = _padding(left, pixels, inside.shape[1])
+        inside = np.asarray(cv2.copyMakeBorder(inside, *down, *across, cv2.BORDER_REPLICATE), dtype=np.uint8)
     method = cv2.INTER_AREA if pixels > size else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(inside, (size, size), interpolation=method), dtype=np.uint8)
 
 
-def _padding(start: int, pixels: int, length: int, kept: int) -> tuple[int, int]:
+def _padding(start: int, pixels: int, kept: int) -> tuple[int, int]:
     before = min(max(-start, 0), pixels - kept)
     return before, pixels - kept - before
 

@@ -11,11 +11,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from agewatch.engine import has_bf16
-from agewatch.errors import LabelError
 from agewatch.images import RGB
 from agewatch.labels import Faces
 from agewatch.network import AgeNetwork
@@ -27,12 +26,9 @@ if TYPE_CHECKING:
 def fit(network: AgeNetwork, faces: Faces, config: "TrainConfig", *, run: Path, log: Callable[[str], None]) -> None:
     """Train the network in place and leave it with the averaged weights of the epoch that validated best.
 
-    `run` gets curve.csv and a checkpoint after every epoch, from which a later call continues. Raises LabelError
-    where a split is too small to train.
+    `run` gets curve.csv and a checkpoint after every epoch, from which a later call continues.
     """
     train, validation = faces.rows("train"), faces.rows("validation")
-    if len(train) < config.batch_size or not len(validation):
-        raise LabelError(f"{len(train)} training faces are too few for batches of {config.batch_size}.")
     network.to(memory_format=torch.channels_last)
     average = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
     steps = len(train) // config.batch_size
@@ -42,7 +38,12 @@ def fit(network: AgeNetwork, faces: Faces, config: "TrainConfig", *, run: Path, 
     checkpoint = run / "checkpoint.pt"
     if checkpoint.exists():
         held = torch.load(checkpoint, weights_only=True)
-        for part, state in ((network, "network"), (average, "average"), (optimizer, "optimizer"), (schedule, "schedule")):
+        for part, state in (
+            (network, "network"),
+            (average, "average"),
+            (optimizer, "optimizer"),
+            (schedule, "schedule"),
+        ):
             part.load_state_dict(held[state])
         best, best_mae, curve = held["best"], held["best_mae"], held["curve"]
     for epoch in range(len(curve), config.epochs):
@@ -51,14 +52,15 @@ def fit(network: AgeNetwork, faces: Faces, config: "TrainConfig", *, run: Path, 
         mae = _mae(average.module, faces, validation)
         if mae < best_mae:
             best, best_mae = copy.deepcopy(average.module.state_dict()), mae
-        curve.append({"epoch": epoch + 1, "loss": loss, "validation_mae": mae, "seconds": perf_counter() - started})
-        log(f"epoch {epoch + 1}/{config.epochs}: loss {loss:.3f}, validation MAE {mae:.2f}, {curve[-1]['seconds']:.0f} s")
+        seconds = perf_counter() - started
+        curve.append({"epoch": epoch + 1, "loss": loss, "validation_mae": mae, "seconds": seconds})
         _save(
             checkpoint,
             network=network.state_dict(), average=average.state_dict(), optimizer=optimizer.state_dict(),
             schedule=schedule.state_dict(), best=best, best_mae=best_mae, curve=curve,
         )  # fmt: skip
         _write_curve(run / "curve.csv", curve)
+        log(f"epoch {epoch + 1}/{config.epochs}: loss {loss:.3f}, validation MAE {mae:.2f}, {seconds:.0f} s")
     network.load_state_dict(best)
     network.eval()
 
@@ -97,7 +99,7 @@ def _epoch(
         distance = (probabilities @ years - ages.clamp(0, 100)).abs().mean()
         loss = cross_entropy + 0.1 * distance  # brings years to the scale of nats
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         schedule.step()

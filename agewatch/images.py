@@ -95,7 +95,8 @@ def _refuse_bombs(size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(
-            "too_large", f"The picture claims {width} x {height} pixels; the limit is {MAX_PIXELS // 10**6} million."
+            "too_large",
+            f"The picture claims {width} x {height} pixels; the limit is {MAX_PIXELS // 10**6} million.",
         )
 
 

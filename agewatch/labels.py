@@ -30,6 +30,10 @@ OLDEST = 122
 NEAR_DUPLICATE_BITS = 6
 """Faces whose 128-bit difference hashes differ in at most so many bits are kept in one split."""
 _SAMPLE = 200
+_EXTRACTED = (
+    "content_hash", "width", "height", "box_x", "box_y", "box_w", "box_h", "landmarks", "face_score",
+    "brightness", "contrast", "sharpness",
+)  # fmt: skip
 _MODE_COVERAGE = 0.8
 
 
@@ -159,8 +163,8 @@ def _extract(task: tuple[Labelled, str, int, float]) -> tuple[dict[str, object],
     item, mode, size, chip_scale = task
     record: dict[str, object] = {
         "source": item.source.name, "path": item.file.path, "age": item.age, "sex": item.sex,
-        "ethnicity": item.ethnicity, "mode": mode, "content_hash": None, "landmarks": None, "reason": None,
-    }  # fmt: skip
+        "ethnicity": item.ethnicity, "mode": mode, "reason": None,
+    } | dict.fromkeys(_EXTRACTED)  # fmt: skip
     try:
         data = item.file.read(item.source)
         record["content_hash"] = blake2b(data, digest_size=32).hexdigest()
@@ -205,7 +209,7 @@ def _groups(table: pd.DataFrame, chips: RGB) -> npt.NDArray[np.int64]:
     pairs: list[npt.NDArray[np.intp]] = []
     for start in range(0, len(usable), 1024):
         bits = np.bitwise_count(hashes[start : start + 1024, None, :] ^ hashes[None, :, :]).sum(axis=2)
-        pairs.append(np.argwhere(bits <= NEAR_DUPLICATE_BITS) + (start, 0))
+        pairs.append(np.argwhere(bits <= NEAR_DUPLICATE_BITS) + np.array([start, 0]))
     near = np.concatenate(pairs)
     graph = coo_array((np.ones(len(near), np.int8), (near[:, 0], near[:, 1])), shape=(len(usable), len(usable)))
     groups = np.full(len(table), -1, np.int64)
@@ -236,5 +240,3 @@ def _split(table: pd.DataFrame, seed: int) -> list[str | None]:
         places = np.searchsorted(bounds, middle.to_numpy()).clip(max=len(SPLITS) - 1)
         split_of |= dict(zip(stratum.index, np.array(list(SPLITS))[places], strict=True))
     return [split_of.get(group) for group in table["group"]]
-
-

@@ -19,6 +19,9 @@ class AgeNetwork(nn.Module):
     members.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         bins = len(spec.labels.years)

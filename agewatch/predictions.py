@@ -4,16 +4,22 @@ One row a face; a file without a face, or that could not be read, has exactly on
 is current state; Delta's time travel is the history.
 """
 
+import csv
+import json
+import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -54,6 +60,7 @@ SCHEMA = pa.schema(
 RETRIED_STATUSES = ("denied", "vanished")
 """Files with these statuses never count as scored."""
 
+_FLOATS = frozenset(field.name for field in SCHEMA if pa.types.is_float32(field.type))
 _ROOT_PROPERTY = "agewatch.root."
 _MAX_ATTEMPTS = 50
 
@@ -98,8 +105,108 @@ def latest_mode(folder: Path, *, archive: str, model: str) -> str:
     rows = read(folder, archive=archive, model=model, columns=["mode", "scored_at"])
     if not len(rows):
         raise TableError(f"The archive '{archive}' has no rows of the model {model} yet: run `agewatch score` first.")
-    newest = rows.take(pc.sort_indices(rows, sort_keys=[("scored_at", "descending")])[:1])
-    return str(newest["mode"][0].as_py())
+    newest = pc.index(rows["scored_at"], pc.max(rows["scored_at"]))
+    return str(rows["mode"][newest.as_py()].as_py())
+
+
+ExportFormat = Literal["csv", "parquet", "json"]
+
+
+def export(
+    folder: Path, out: Path, *, format: ExportFormat, model: str | None, archive: str | None = None,
+    statuses: Sequence[str] = (),
+) -> int:  # fmt: skip
+    """Write rows to a file, whole or not at all, and return how many.
+
+    With a model id: its rows, of each archive the mode scored last, so that each path stands once. With None: the
+    rows of all models and modes. `statuses` keeps only those. CSV follows RFC 4180 with the column names as header,
+    null as empty field and times in ISO 8601; JSON is one array of objects. Raises UsageError (no such archive) or
+    TableError (nothing stored, or the file can't be written).
+    """
+    table = _open(folder)
+    names = sorted(archives(folder))
+    if archive is not None and archive not in names:
+        raise UsageError(f"There is no archive '{archive}' in the table; it holds {', '.join(names) or 'none'}.")
+    where = _latest(folder, [archive] if archive else names, model)
+    if statuses:
+        where = where & pc.field("status").isin(list(statuses))
+    batches = table.to_pyarrow_dataset().to_batches(columns=SCHEMA.names, filter=where)
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        rows = _EXPORTERS[format](aside, batches)
+        aside.replace(out)
+    except OSError as error:
+        raise TableError(f"{out} can't be written: {error.strerror}.") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return rows
+
+
+def _latest(folder: Path, names: Sequence[str], model: str | None) -> ds.Expression:
+    if model is None:
+        return pc.field("archive").isin(list(names))
+    where = pc.scalar(False)
+    for name in names:
+        with suppress(TableError):  # an archive that this model has not scored
+            mode = latest_mode(folder, archive=name, model=model)
+            where = where | _filter(archive=name, model=model, mode=mode)
+    return where
+
+
+def _export_csv(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    rows = 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(SCHEMA.names)
+        for batch in batches:
+            writer.writerows(zip(*(_as_text(column).to_pylist() for column in batch.columns), strict=True))
+            rows += len(batch)
+    return rows
+
+
+def _export_json(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    rows = 0
+    with path.open("w", encoding="utf-8") as file:
+        for batch in batches:
+            for row in batch.to_pylist():
+                file.write(",\n" if rows else "[\n")
+                _write_json(row, file)
+                rows += 1
+        file.write("\n]\n" if rows else "[]\n")
+    return rows
+
+
+def _write_json(row: Mapping[str, Any], file: TextIO) -> None:
+    # Through numpy's text, as float32 0.1 would otherwise print as 0.10000000149011612.
+    plain = {
+        name: float(str(np.float32(value))) if name in _FLOATS and value is not None else value
+        for name, value in row.items()
+    }
+    json.dump(plain, file, ensure_ascii=False, default=lambda time: time.isoformat().replace("+00:00", "Z"))
+
+
+def _export_parquet(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    rows = 0
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        for batch in batches:
+            writer.write_batch(batch.cast(SCHEMA))
+            rows += len(batch)
+    return rows
+
+
+_EXPORTERS: dict[str, Callable[[Path, Iterable[pa.RecordBatch]], int]] = {
+    "csv": _export_csv,
+    "parquet": _export_parquet,
+    "json": _export_json,
+}
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    """Numbers in their shortest round-trip form, times as ISO 8601 with Z."""
+    if pa.types.is_timestamp(column.type):
+        return pc.strftime(column, format="%Y-%m-%dT%H:%M:%SZ")
+    return pc.cast(column, pa.string())
 
 
 class Writer:
@@ -116,6 +223,7 @@ class Writer:
         self._predicate = f"archive = {_quote(archive)} AND model = {_quote(model)} AND mode = {_quote(mode)}"
         self._table = self._claim(str(root.resolve()))
         self.stored = self._state(self._key)
+        self._others_wrote = False
 
     def write(self, rows: Rows) -> int:
         """Commit the rows of some files at once, replacing those files' earlier rows; returns the rows written.
@@ -124,13 +232,16 @@ class Writer:
         scored in the same state are dropped from ours.
         """
         for attempt in range(_MAX_ATTEMPTS):
+            if self._others_wrote:
+                rows = self._without_scored_elsewhere(rows)
             if not rows:
                 return 0
             try:
                 self._commit(rows)
             except CommitFailedError:
                 time.sleep(random.uniform(0, min(1.0, 0.05 * 2**attempt)))
-                rows = self._without_scored_elsewhere(rows)
+                self._table.update_incremental()
+                self._others_wrote = True  # from here on `stored` may lack what they wrote
             except (DeltaError, OSError) as error:
                 raise TableError(f"The table {self._folder} can't be written: {error}.") from error
             else:
@@ -154,7 +265,6 @@ class Writer:
             write_deltalake(self._table, table, mode="append", commit_properties=once)
 
     def _without_scored_elsewhere(self, rows: Rows) -> Rows:
-        self._table.update_incremental()
         paths = list({row["path"] for row in rows})
         newer = self._state(self._key & pc.field("path").isin(paths))
         changed = {path for path, stored in newer.items() if self.stored.get(path) != stored}

@@ -5,11 +5,13 @@ writes them, one commit a shard.
 """
 
 import os
+import signal
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -23,7 +25,7 @@ import numpy as np
 from agewatch import archive, predictions
 from agewatch.archive import FileRef
 from agewatch.engine import Engine, EngineName, Precision, open_engine
-from agewatch.errors import AgewatchError, ImageError
+from agewatch.errors import AgewatchError, ImageError, UsageError
 from agewatch.faces import Detector, Face, cut_chip, whole_picture
 from agewatch.images import Picture, decode, quality
 from agewatch.model import AgeModel
@@ -95,6 +97,10 @@ Progress = Callable[[int, int, Counter[str]], None]
 """Called with files done, files to do, and counts by status (`ok` counts faces)."""
 
 
+def unwatched(_done: int, _total: int, _counts: Counter[str]) -> None:
+    """Show nothing."""
+
+
 def score_archive(
     root: Path,
     *,
@@ -108,7 +114,7 @@ def score_archive(
     max_refused: float = 0.05,
     name: str | None = None,
     rescore: bool = False,
-    progress: Progress = lambda done, total, counts: None,
+    progress: Progress = unwatched,
 ) -> Summary:
     """Score every picture below `root` that the table does not hold yet, and return the archive's state.
 
@@ -118,9 +124,12 @@ def score_archive(
     """
     started = perf_counter()
     root = root.resolve()
+    name = name or root.name
+    if not name or "/" in name or not name.isprintable():
+        raise UsageError(f"An archive's name is printable text without '/', not {name!r}: choose one with --archive.")
     listing = archive.find(root)
     model = AgeModel.load(model_path)
-    job = Job(root, name or root.name, model_path, mode, engine, precision, cache, _run_id())
+    job = Job(root, name, model_path, mode, engine, precision, cache, _run_id())
     writer = predictions.Writer(table, archive=job.archive, root=root, model=model.id, mode=mode)
     known = writer.stored.copy()
     pending = [file for file in listing.files if rescore or not is_scored(file, known.get(file.path))]
@@ -128,7 +137,7 @@ def score_archive(
     done, engine_name = 0, None
     progress(0, len(pending), counts)
     for scored in _score_all(job, pending, {} if rescore else known, workers or len(os.sched_getaffinity(0))):
-        writer.write(scored.rows + _touched(writer, scored.unchanged, job.run_id))
+        writer.write(scored.rows + _touched(writer, scored.unchanged))
         counts.update(row["status"] for row in scored.rows)
         done += scored.files
         engine_name = scored.rows[0]["engine"] if scored.rows else engine_name
@@ -252,7 +261,7 @@ def _face_columns(face: Face, chip: np.ndarray[Any, np.dtype[np.uint8]]) -> dict
     }
 
 
-def _touched(writer: predictions.Writer, files: Sequence[FileRef], run_id: str) -> Rows:
+def _touched(writer: predictions.Writer, files: Sequence[FileRef]) -> Rows:
     """The stored rows of files whose bytes did not change, with the new modification time."""
     if not files:
         return []
@@ -273,9 +282,7 @@ def _work(files: Sequence[FileRef], hashes: dict[str, str]) -> Scored:
     return _scorer.score(files, hashes)
 
 
-def _score_all(
-    job: Job, pending: Sequence[FileRef], known: dict[str, Stored], workers: int
-) -> Iterator[Scored]:
+def _score_all(job: Job, pending: Sequence[FileRef], known: dict[str, Stored], workers: int) -> Iterator[Scored]:
     """Score shards in worker processes and yield the answers in order, a bounded number under way."""
     if not pending:
         return
@@ -290,16 +297,29 @@ def _score_all(
                     for file in shard
                     if (stored := known.get(file.path)) and (digest := stored.content_hash)
                 }
-                under_way.append(pool.submit(_work, shard, hashes))
+                with _uninterrupted():
+                    under_way.append(pool.submit(_work, shard, hashes))
                 if len(under_way) > workers * 2:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
         except BrokenProcessPool as error:
-            raise AgewatchError("A worker process died. Rows written so far are kept; run the command again.") from error
+            raise AgewatchError(
+                "A worker process died. Rows written so far are kept; run the command again."
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Block SIGINT meanwhile: workers, which start here and inherit it, leave Ctrl-C to this process."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_id() -> str:

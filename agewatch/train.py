@@ -26,14 +26,14 @@ from sklearn.svm import LinearSVR
 from agewatch import evaluate, finetune
 from agewatch.archive import FileRef
 from agewatch.engine import Engine, has_bf16, open_engine
-from agewatch.errors import ModelError, UsageError
+from agewatch.errors import LabelError, ModelError, UsageError
 from agewatch.evaluate import Metrics
 from agewatch.images import RGB
-from agewatch.labels import Faces, prepare, read_sources
+from agewatch.labels import SPLITS, Faces, prepare, read_sources
 from agewatch.model import AgeModel, Calibration, Floats, Labels, Member, Preprocessing, Spec
 from agewatch.network import AgeNetwork, to_bytes
 from agewatch.predictions import SCHEMA
-from agewatch.score import Job, Scorer
+from agewatch.score import Job, Mode, Scorer
 
 Log = Callable[[str], None]
 
@@ -62,9 +62,13 @@ class TrainConfig:
     def from_toml(cls, path: Path) -> "TrainConfig":
         """Read a recipe file. Raises UsageError where it is no TOML or has unknown names."""
         try:
-            return cls(**tomllib.loads(path.read_text()))
+            return cls(**{key: _frozen(value) for key, value in tomllib.loads(path.read_text()).items()})
         except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
             raise UsageError(f"The recipe {path} can't be used: {error}.") from error
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,13 @@ def train(
     """
     torch.manual_seed(config.seed)
     spec, state = _starting_point(config, start)
-    log("Reading the labelled pictures ...")
+    labelled = read_sources(sources)
+    log(f"Reading {len(labelled)} labelled pictures ...")
     faces = prepare(
-        read_sources(sources), size=spec.image_size, chip_scale=spec.preprocessing.chip_scale,
+        labelled, size=spec.image_size, chip_scale=spec.preprocessing.chip_scale,
         seed=config.seed, workers=workers,
     )  # fmt: skip
+    _require_enough(faces, config)
     run.mkdir(parents=True, exist_ok=True)
     spec = replace(spec, data_hash=_data_hash(faces), versions=_versions(), git_commit=_git_commit())
     _claim_run(run, config, spec, start)
@@ -122,12 +128,16 @@ def train(
     test = faces.rows("test")
     probabilities = distributions(engine, faces.chips[test])
     ages = model.estimate(probabilities).age
-    candidates = frozen | {"CNN": ages, "mean of SVR and CNN": (frozen["linear SVR on frozen embeddings"] + ages) / 2}
+    mean: Floats = np.stack([frozen["linear SVR on frozen embeddings"], ages]).mean(axis=0)
+    candidates = {**frozen, "CNN": ages, "mean of SVR and CNN": mean}
     tables = _comparison(faces, test, candidates)
     metrics = _metrics(model, faces, test, probabilities, tables) | {"bf16": _bf16_cost(model, faces, test, run)}
     model = AgeModel(replace(model.spec, metrics=metrics), model.weights)
     model.save(folder)
-    pq.write_table(_reference(model, faces, test, folder, sources), folder / "reference.parquet")
+    pq.write_table(
+        _reference(faces, folder, {item.source.name: item.source for item in labelled}),
+        folder / "reference.parquet",
+    )
     _write_tables(run, tables)
     return Trained(run, folder, tables)
 
@@ -145,7 +155,7 @@ def _starting_point(config: TrainConfig, start: Path | None) -> tuple[Spec, dict
         name="agewatch",
         version="0",
         members=(Member(config.backbone, config.image_size, config.kwargs),),
-        preprocessing=Preprocessing(tuple(config.mean), tuple(config.std)),
+        preprocessing=Preprocessing(config.mean, config.std),
         labels=Labels(),
     )
     if start is None:
@@ -174,8 +184,7 @@ def _frozen_candidates(network: AgeNetwork, faces: Faces) -> dict[str, Floats]:
     ridge = fitted(RidgeCV(np.logspace(0, 5, 11)))
     # The primal of the squared loss: the only one of liblinear's SVRs that is fast on thousands of faces.
     svrs = [
-        fitted(LinearSVR(C=c, epsilon=0.05, loss="squared_epsilon_insensitive", dual=False))
-        for c in (1e-4, 1e-3, 1e-2)
+        fitted(LinearSVR(C=c, epsilon=0.05, loss="squared_epsilon_insensitive", dual=False)) for c in (1e-4, 1e-3, 1e-2)
     ]
     return {
         "median age": np.full(len(splits["test"]), np.median(ages["train"]), np.float32),
@@ -210,7 +219,11 @@ def _comparison(faces: Faces, test: npt.NDArray[np.intp], candidates: dict[str, 
 
 
 def _metrics(
-    model: AgeModel, faces: Faces, test: npt.NDArray[np.intp], probabilities: Floats, tables: dict[str, list[Metrics]]
+    model: AgeModel,
+    faces: Faces,
+    test: npt.NDArray[np.intp],
+    probabilities: Floats,
+    tables: dict[str, list[Metrics]],
 ) -> dict[str, Any]:
     found = model.estimate(probabilities)
     return {
@@ -241,31 +254,38 @@ def _bf16_cost(model: AgeModel, faces: Faces, test: npt.NDArray[np.intp], run: P
     }
 
 
-def _reference(
-    model: AgeModel, faces: Faces, test: npt.NDArray[np.intp], folder: Path, sources: Sequence[Path]
-) -> pa.Table:
-    """The model's own rows on the held-out pictures, with `age_true`; scored as an archive would be."""
-    roots = {item.source.name: item.source for item in read_sources(sources)}
-    held_out = faces.table.iloc[test]
+def _reference(faces: Faces, folder: Path, roots: dict[str, Path]) -> pa.Table:
+    """The model's own rows on pictures held out from training, with `age_true` of each picture's largest face.
+
+    Scored as an archive would be: crops in both modes, so that either mode of an archive finds its reference.
+    """
+    held_out = faces.table[faces.table["split"].isin(["calibration", "test"])]
     tables = []
-    for (source, mode), rows in held_out.groupby(["source", "mode"]):
-        job = Job(
-            roots[source], str(source), folder, mode, "openvino", "f32", folder.parent / "cache", "reference"
-        )
-        truth = dict(zip(rows["path"], rows["age"], strict=True))
+    for (source, cut_as), rows in held_out.groupby(["source", "mode"]):
+        truth = dict(zip(rows["path"], rows["age"].astype(float), strict=True))
         files = [FileRef(path, 0, 0) for path in truth]
-        scored = [row for row in Scorer(job).score(files, {}).rows if row.get("face") == 0]
-        table = pa.Table.from_pylist(scored, SCHEMA)
-        ages = [float(truth[path]) for path in table["path"].to_pylist()]
-        tables.append(table.append_column("age_true", pa.array(ages, pa.float32())))
+        modes: tuple[Mode, ...] = ("crop", "detect") if cut_as == "crop" else ("detect",)
+        for mode in modes:
+            cache = folder.parent / "cache"
+            job = Job(roots[str(source)], str(source), folder, mode, "openvino", "f32", cache, "reference")
+            scored = [row | {"bytes": None, "mtime_ns": None} for row in Scorer(job).score(files, {}).rows]
+            ages = [truth[row["path"]] if row.get("face") == 0 else None for row in scored]
+            table = pa.Table.from_pylist(scored, SCHEMA)
+            tables.append(table.append_column("age_true", pa.array(ages, pa.float32())))
     return pa.concat_tables(tables)
+
+
+def _require_enough(faces: Faces, config: TrainConfig) -> None:
+    sizes = {split: len(faces.rows(split)) for split in SPLITS}
+    if sizes["train"] < config.batch_size or not all(sizes.values()):
+        raise LabelError(f"The faces are too few to train on, in batches of {config.batch_size}: {sizes}.")
 
 
 def _claim_run(run: Path, config: TrainConfig, spec: Spec, start: Path | None) -> None:
     """Write the resolved configuration, or refuse a folder that holds another run's."""
     resolved = {
         "config": dataclasses.asdict(config),
-        "start": str(start) if start else None,
+        "start": str(start.resolve()) if start else None,
         "data_hash": spec.data_hash,
         "members": [dataclasses.asdict(member) for member in spec.members],
     }

@@ -1,0 +1,338 @@
+"""The door: `agewatch ...`. Rooms are imported inside commands, so that --help and errors are instant."""
+
+import json
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from agewatch import __version__
+from agewatch.errors import AgewatchError
+from agewatch.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    help="Estimate the age of every face in folders of pictures, and say when the estimates drift.",
+)  # fmt: skip
+models_app = typer.Typer(no_args_is_help=True, help="The model store: list, promote, roll back.")
+app.add_typer(models_app, name="models")
+
+INTERRUPTED = 130
+
+Mode = Literal["detect", "crop"]
+ModelOption = Annotated[Path | None, typer.Option("--model", help="Model file; default: the store's current one.")]
+TableOption = Annotated[Path | None, typer.Option("--predictions", help="Folder of the predictions table.")]
+ArchiveOption = Annotated[str | None, typer.Option("--archive", help="Name of the archive in the table.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+PrecisionOption = Annotated[Literal["auto", "f32", "bf16"], typer.Option(help="Number format of the network.")]
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Folder of pictures, searched recursively.")],
+    model: ModelOption = None,
+    predictions: TableOption = None,
+    faces: Annotated[Mode, typer.Option(help="Find faces, or take each picture as one face.")] = "detect",
+    engine: Annotated[Literal["auto", "openvino", "torch"], typer.Option(help="What runs the network.")] = "auto",
+    precision: PrecisionOption = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a core.")] = None,
+    max_refused: Annotated[float, typer.Option(min=0, max=1, help="Refused share that ends with exit 3.")] = 0.05,
+    archive: ArchiveOption = None,
+    rescore: Annotated[bool, typer.Option("--rescore", help="Score everything again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score every picture of ARCHIVE that is not scored yet: one row a face, one honest row for every file."""
+    import dataclasses
+
+    from agewatch import display
+    from agewatch.score import score_archive
+    from agewatch.store import resolve
+
+    settings = Settings()
+    table = predictions or settings.predictions
+    with display.progress(quiet=as_json) as on_progress:
+        summary = score_archive(
+            folder,
+            model_path=resolve(model, settings.model_store),
+            table=table,
+            cache=settings.cache,
+            mode=faces,
+            engine=engine,
+            precision=precision,
+            workers=workers,
+            max_refused=max_refused,
+            name=archive,
+            rescore=rescore,
+            progress=on_progress,
+        )
+    if as_json:
+        _print_json(dataclasses.asdict(summary))
+    else:
+        display.summary(summary, table, max_refused)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    format: Annotated[Literal["csv", "parquet", "json"], typer.Option(help="Form of the file.")] = "csv",
+    predictions: TableOption = None,
+    archive: ArchiveOption = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="Keep rows of this status; `refused` means all refusals.")
+    ] = None,
+    model: ModelOption = None,
+    all_models: Annotated[bool, typer.Option("--all-models", help="Rows of all models and modes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write rows to a file: of one model (the current) and each archive's latest mode, so that a path stands once."""
+    from agewatch import predictions as table
+    from agewatch.errors import REFUSAL_CODES
+    from agewatch.model import AgeModel
+    from agewatch.store import resolve
+
+    settings = Settings()
+    model_id = None if all_models else AgeModel.load(resolve(model, settings.model_store)).id
+    statuses = [code for name in status or () for code in (REFUSAL_CODES if name == "refused" else [name])]
+    rows = table.export(
+        predictions or settings.predictions,
+        out,
+        format=format,
+        model=model_id,
+        archive=archive,
+        statuses=statuses,
+    )
+    if as_json:
+        _print_json({"rows": rows, "out": str(out.resolve())})
+    else:
+        typer.echo(f"{rows} rows in {out}")
+
+
+@app.command()
+def drift(
+    archive: ArchiveOption = None,
+    model: ModelOption = None,
+    predictions: TableOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for index.html and drift.json.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a scored archive with the model's reference and say whether its predictions drifted."""
+    from agewatch import display
+    from agewatch.store import resolve
+    from monitoring import drift as monitor
+
+    settings = Settings()
+    table = predictions or settings.predictions
+    name = monitor.find_archive(archive, table)
+    found = monitor.run(
+        name,
+        model_path=resolve(model, settings.model_store),
+        predictions_dir=table,
+        out_dir=out or monitor.run_dir(settings.reports, name),
+    )
+    content = json.loads(found.report.json.read_text())
+    if as_json:
+        _print_json(content)
+    else:
+        display.drift(content)
+    raise typer.Exit(content["exit_code"])
+
+
+@app.command()
+def train(
+    data: Annotated[
+        list[Path], typer.Argument(metavar="DATA...", help="Folders with a subfolder an age, or CSV files.")
+    ],
+    recipe: Annotated[Path | None, typer.Option(help="TOML file of training settings.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Model file or safetensors to start from; default: the current model.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run; one that was interrupted goes on.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that read pictures.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the candidates on labelled pictures and print one comparison table on held-out ones."""
+    from agewatch.evaluate import as_markdown
+    from agewatch.store import resolve
+    from agewatch.train import TrainConfig
+    from agewatch.train import train as run_training
+
+    settings = Settings()
+    trained = run_training(
+        data,
+        run=out or settings.home / "train" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
+        config=TrainConfig.from_toml(recipe) if recipe else TrainConfig(),
+        start=start or resolve(None, settings.model_store),
+        workers=workers,
+        log=lambda line: typer.echo(line, err=as_json),
+    )
+    if as_json:
+        _print_json({"run": str(trained.run), "model": str(trained.model_folder), "tables": _records(trained.tables)})
+        return
+    for name, table in trained.tables.items():
+        typer.echo(f"\nHeld-out faces: {name}\n\n{as_markdown(table)}")
+    typer.echo(f"Everything about this run: {trained.run}\nNext: agewatch package {trained.model_folder}")
+
+
+@app.command()
+def package(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Model folder that `train` left (RUN/cnn).")],
+    version: Annotated[str | None, typer.Option(help="Version; default: the store's next number.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Package a trained model as a TorchServe .mar in the model store. It is not promoted."""
+    from agewatch import store
+    from agewatch.model import AgeModel
+    from agewatch.package import package as make
+
+    folder_of_store = Settings().model_store
+    mar = make(folder, version=version or store.next_version(folder_of_store), store=folder_of_store)
+    model_id, size = AgeModel.load(mar).id, mar.stat().st_size
+    if as_json:
+        _print_json({"file": str(mar.resolve()), "model": model_id, "bytes": size})
+    else:
+        typer.echo(f"{model_id} in {mar} ({size / 1e6:.1f} MB)\nNext: agewatch models promote {mar}")
+
+
+@models_app.command("list")
+def models_list(as_json: JsonOption = False) -> None:
+    """List the models of the store; the current one is marked."""
+    from agewatch import display, store
+
+    found = store.entries(Settings().model_store)
+    if as_json:
+        fields = ("model", "bytes", "current")
+        _print_json({"models": [{"file": str(e.file), **{f: getattr(e, f) for f in fields}} for e in found]})
+    else:
+        display.models(found)
+
+
+@models_app.command("promote")
+def models_promote(
+    file: Annotated[Path, typer.Argument(help="A .mar of the store.")], as_json: JsonOption = False
+) -> None:
+    """Make a model the current one: `score`, `serve` and the flows use it from now on."""
+    from agewatch import store
+
+    _print_pointer(store.promote(Settings().model_store, file), as_json)
+
+
+@models_app.command("rollback")
+def models_rollback(as_json: JsonOption = False) -> None:
+    """Make the model current again that was so before."""
+    from agewatch import store
+
+    _print_pointer(store.rollback(Settings().model_store), as_json)
+
+
+@app.command()
+def serve(
+    model: ModelOption = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the REST interface, on 127.0.0.1.")] = 8080,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a core.")] = None,
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Serve the model over REST with TorchServe, on this machine only and with a token, until Ctrl-C."""
+    from agewatch.serve import curl_line, running
+    from agewatch.store import resolve
+
+    settings = Settings()
+    mar = resolve(model, settings.model_store)
+    typer.echo(f"Starting TorchServe with {mar} ...")
+    with running(mar, home=settings.home, port=port, workers=workers, precision=precision) as served:
+        typer.echo(
+            f"inference   {served.inference_url}\nmanagement  {served.management_url}\n"
+            f"metrics     {served.metrics_url}\ngRPC        {served.grpc_inference}, {served.grpc_management}\n"
+            f"tokens      {served.key_file}\nlogs        {served.log_folder}\n\n{curl_line(served)}\n\nready"
+        )
+        served.wait()
+
+
+@app.command()
+def demo(
+    archive: Annotated[
+        Path | None,
+        typer.Argument(metavar="[ARCHIVE]", help="Your own folder; default: a small built-in archive."),
+    ] = None,
+) -> None:
+    """Score a small archive, or your own folder, and print the drift verdict: the whole way in one command."""
+    from agewatch import display
+    from agewatch.score import score_archive
+    from agewatch.store import resolve
+    from monitoring import drift as monitor
+
+    settings = Settings()
+    if archive is None:
+        from agewatch.demo import build_archive
+
+        archive = build_archive(settings.home / "demo")
+        typer.echo(f"A small archive of public-domain pictures, and some damaged files: {archive}")
+    model = resolve(None, settings.model_store)
+    with display.progress(quiet=False) as on_progress:
+        summary = score_archive(
+            archive, model_path=model, table=settings.predictions, cache=settings.cache, max_refused=1,
+            progress=on_progress,
+        )  # fmt: skip
+    display.summary(summary, settings.predictions, 1)
+    if summary.found:
+        out = monitor.run_dir(settings.reports, summary.archive)
+        found = monitor.run(summary.archive, model_path=model, predictions_dir=settings.predictions, out_dir=out)
+        display.drift(json.loads(found.report.json.read_text()))
+
+
+def main() -> NoReturn:
+    """Run the command line: sentences and exit codes, never a traceback."""
+    try:
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this code without a word
+            _fail("interrupted", "Interrupted. What was finished is kept.", INTERRUPTED)
+    except AgewatchError as error:
+        code = _fail(error.code, str(error), error.exit_code)
+    except typer.TyperException as error:
+        code = _fail("usage", error.format_message(), error.exit_code)
+    except Exception as error:  # a bug of ours, or of a library: said in a sentence, kept in a file
+        code = _fail("unexpected", f"Something unexpected went wrong: {error!r}. {_keep_traceback()}", 1)
+    sys.exit(code or 0)
+
+
+def _fail(code: str, message: str, exit_code: int) -> int:
+    if "--json" in sys.argv:
+        _print_json({"error": {"code": code, "message": message}})
+    else:
+        typer.echo(f"agewatch: {message}" if message else "", err=True)  # a bare `agewatch` has shown its help
+    return exit_code
+
+
+def _keep_traceback() -> str:
+    log = Settings().home / "error.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write(
+                f"\n{datetime.now(UTC).isoformat()} agewatch {__version__} {sys.argv[1:]}\n{traceback.format_exc()}"
+            )
+    except OSError:
+        return "The details could not be kept."
+    return f"The details are in {log}."
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    typer.echo(json.dumps(content, ensure_ascii=False))
+
+
+def _print_pointer(pointer: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json({"file": pointer.file, "model": pointer.model, "promoted_at": pointer.promoted_at})
+    else:
+        typer.echo(f"current: {pointer.model} ({pointer.file})")
+
+
+def _records(tables: Any) -> dict[str, Any]:
+    from agewatch.evaluate import as_records
+
+    return {name: as_records(table) for name, table in tables.items()}

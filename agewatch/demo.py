@@ -1,0 +1,60 @@
+"""A small real archive for the demo: public-domain pictures that scikit-image carries, and some broken files."""
+
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from agewatch.errors import UsageError
+
+_PICTURES = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "camera.png",
+    "hubble_deep_field.jpg",
+)
+_ORIENTATION, _TURNED_LEFT = 0x0112, 6
+
+
+def build_archive(folder: Path) -> Path:
+    """Write the demo archive below `folder` and return its path; files that are there already stay untouched.
+
+    Raises UsageError where scikit-image is not installed.
+    """
+    package = find_spec("skimage")  # its pictures are wanted, not its code
+    if package is None or package.origin is None:
+        raise UsageError("The demo's pictures come with scikit-image: pip install 'agewatch[demo]'.")
+    source = Path(package.origin).parent / "data"
+    astronaut = Image.open(source / "astronaut.png").convert("RGB")
+    whole = _jpeg(astronaut)
+    files = {f"pictures/{name}": (source / name).read_bytes() for name in _PICTURES}
+    files |= {
+        "pictures/astronaut-turned.jpg": _turned(astronaut),
+        "damaged/torn.jpg": whole[: len(whole) // 2],
+        "damaged/empty.jpg": b"",
+        "damaged/no-picture.jpg": b"This is a text that somebody named .jpg.\n",
+        "readme.txt": b"Not a picture; ignored.\n",
+    }
+    archive = folder / "demo-archive"
+    for name, content in files.items():
+        path = archive / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return archive
+
+
+def _turned(image: Image.Image) -> bytes:
+    """The picture stored on its side, with the EXIF tag that says so."""
+    exif = Image.Exif()
+    exif[_ORIENTATION] = _TURNED_LEFT
+    return _jpeg(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
+
+
+def _jpeg(image: Image.Image, **options: Image.Exif) -> bytes:
+    file = BytesIO()
+    image.save(file, "JPEG", quality=90, **options)
+    return file.getvalue()

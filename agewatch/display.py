@@ -1,0 +1,145 @@
+"""What the command line shows a person: progress, tables, ages at a glance. On a terminal in colour, else plain."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from agewatch import predictions
+from agewatch.score import Progress, Summary, unwatched
+from agewatch.store import Entry
+
+_LINE_SECONDS = 10.0
+_BAR_WIDTH = 30
+_VERDICTS = {"drift": "found", "no_drift": "none", "too_little_data": "too little data for a verdict"}
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Progress]:
+    """Yield a callback that shows files/s, time left, faces and refusals: a bar, or a line now and then."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield unwatched if quiet else _lines()
+        return
+    columns = (
+        TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, detail="")
+        started = time.monotonic()
+
+        def update(done: int, total: int, counts: Counter[str]) -> None:
+            bar.update(task, completed=done, total=total, detail=_detail(done, counts, started))
+
+        yield update
+
+
+def summary(run: Summary, table: Path, max_refused: float) -> None:
+    """Print the state of an archive after a run."""
+    console = Console()
+    console.print(
+        f"\n[bold]{escape(run.archive)}[/bold]  {run.model}, {run.mode}, {run.engine or 'network not needed'}"
+    )
+    if not run.found:
+        console.print("No pictures were found there." + (f" {run.ignored} other files." if run.ignored else ""))
+        return
+    grid = Table("status", "files", box=None, pad_edge=False)
+    grid.columns[1].justify = "right"
+    with_faces = run.found - run.no_face - sum(run.refused.values())
+    for status, files in {"ok": with_faces, "no_face": run.no_face, **run.refused}.items():
+        grid.add_row(status, f"{files:,}")
+    grid.add_row("[bold]found[/bold]", f"[bold]{run.found:,}[/bold]")
+    console.print(grid)
+    rate = f", {run.faces_per_s:,.1f} faces/s" if run.faces_per_s else ""
+    console.print(
+        f"{run.faces:,} faces. {run.scored:,} files scored now, {run.skipped:,} already known, {run.ignored:,} of other"
+        f" kinds ignored, {run.disappeared:,} gone since. {run.seconds:.1f} s{rate}."
+    )
+    _ages(console, run, table)
+    for folder in run.unlisted:
+        console.print(f"[yellow]The folder {escape(folder)} can't be listed; its files are not counted.[/yellow]")
+    if run.exit_code:
+        reasons = ", ".join(f"{n} {code}" for code, n in run.refused.items())
+        console.print(
+            f"[red]{run.refused_share:.1%} refused ({reasons}), more than the {max_refused:.0%} allowed.[/red]"
+        )
+    console.print(f"Rows: {escape(run.predictions)}", soft_wrap=True)
+
+
+def drift(content: dict[str, Any]) -> None:
+    """Print a drift verdict, from the content of drift.json."""
+    console = Console()
+    console.print(
+        f"\n[bold]Drift: {_VERDICTS[content['verdict']]}.[/bold] {escape(content['reason'])}", highlight=False
+    )
+    grid = Table("column", "distance", "threshold", "unit", "drifted", box=None, pad_edge=False)
+    for column in content["columns"]:
+        values = (f"{column['distance']:.3g}", f"{column['threshold']:.3g}")
+        grid.add_row(column["name"], *values, column["unit"], "yes" if column["drifted"] else "no")
+    if content["columns"]:
+        console.print(grid)
+    console.print(
+        f"{content['n_current']:,} faces against {content['n_reference']:,} of the model's reference.\n"
+        f"Report: {escape(content['report'])}",
+        soft_wrap=True,
+    )
+
+
+def models(entries: Sequence[Entry]) -> None:
+    """Print the models of a store."""
+    console = Console()
+    if not entries:
+        console.print("The store holds no models.")
+        return
+    grid = Table("", "model", "file", "MB", box=None, pad_edge=False)
+    for entry in entries:
+        grid.add_row("*" if entry.current else "", entry.model, str(entry.file), f"{entry.bytes / 1e6:.1f}")
+    console.print(grid)
+
+
+def _ages(console: Console, run: Summary, table: Path) -> None:
+    """Faces a decade of estimated age."""
+    rows = predictions.read(
+        table, archive=run.archive, model=run.model, mode=run.mode, columns=["age", "age_low", "age_high"]
+    ).drop_null()
+    if not len(rows):
+        return
+    ages, low, high = (rows[name].to_numpy() for name in ("age", "age_low", "age_high"))
+    decades = np.bincount((ages // 10).astype(int))
+    console.print(f"Ages: median {np.median(ages):.0f}, 90 % intervals {np.mean(high - low):.0f} years wide on average")
+    for decade in range(int(np.flatnonzero(decades)[0]), len(decades)):
+        bar = "█" * round(decades[decade] / decades.max() * _BAR_WIDTH)
+        console.print(f"  {decade * 10:>3}-{decade * 10 + 9:<3} {decades[decade]:>8,} {bar}", highlight=False)
+
+
+def _detail(done: int, counts: Counter[str], started: float) -> str:
+    refused = sum(n for status, n in counts.items() if status not in ("ok", "no_face"))
+    rate = done / max(time.monotonic() - started, 1e-9)
+    return f"{rate:,.0f} files/s, {counts['ok']:,} faces, {refused:,} refused"
+
+
+def _lines() -> Progress:
+    started = last = time.monotonic()
+
+    def line(done: int, total: int, counts: Counter[str]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if not total or (now - last < _LINE_SECONDS and 0 < done < total):
+            return
+        last = now
+        left = (now - started) / done * (total - done) if done else 0.0
+        eta = f", {left:,.0f} s left" if 0 < done < total else ""
+        print(f"{done:,} of {total:,} files, {_detail(done, counts, started)}{eta}", file=sys.stderr, flush=True)
+
+    return line

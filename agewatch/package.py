@@ -1,0 +1,77 @@
+"""A trained model and the handler -> one `.mar` that both TorchServe and batch scoring open."""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from agewatch.errors import ModelError, UsageError
+from agewatch.model import AgeModel, read_reference
+
+
+def package(run_folder: Path, *, version: str, store: Path) -> Path:
+    """Make `STORE/agewatch-VERSION.mar` of a folder's model.json, model.safetensors and reference.parquet.
+
+    Weights and calibration stay as they are, so the hash does too; only the version is new. The file appears
+    whole or not at all. Raises UsageError where the version is malformed or exists already, ModelError where
+    the folder holds no whole model or the archiver fails.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", version):
+        raise UsageError(f"A version is made of letters, digits, '.', '_' and '-', not {version!r}.")
+    target = store / f"agewatch-{version}.mar"
+    if target.exists():
+        raise UsageError(f"{target} exists already; choose another version.")
+    trained = AgeModel.load(run_folder)
+    model = dataclasses.replace(trained, spec=dataclasses.replace(trained.spec, version=version))
+    reference = read_reference(run_folder)
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store, prefix=".packaging-") as folder:
+        stage = Path(folder)
+        _stage(model, reference, stage / "content")
+        made = _archive(stage, version)
+        if AgeModel.load(made).id != model.id:
+            raise ModelError(f"The archive made from {run_folder} holds another model than the folder.")
+        made.replace(target)
+    return target
+
+
+def _stage(model: AgeModel, reference: bytes, content: Path) -> None:
+    code = content / "agewatch"
+    code.mkdir(parents=True)
+    model.save(content)
+    (content / "reference.parquet").write_bytes(reference)
+    for source in Path(__file__).parent.glob("*.py"):
+        shutil.copy(source, code)
+
+
+def _archive(stage: Path, version: str) -> Path:
+    handler = _handler_folder()
+    (stage / "tmp").mkdir()  # the archiver empties TMPDIR/agewatch: it gets a TMPDIR of its own
+    command = [sys.executable, "-m", "model_archiver.model_packaging"]
+    command += ["--model-name", "agewatch", "--version", version, "--export-path", "."]
+    command += [
+        "--handler",
+        str(handler / "age_handler.py"),
+        "--config-file",
+        str(handler / "model-config.yaml"),
+    ]
+    command += ["--extra-files", "content"]  # the folder itself is flattened, agewatch/ in it stays a folder
+    done = subprocess.run(
+        command, cwd=stage, env={**os.environ, "TMPDIR": str(stage / "tmp")}, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ModelError(f"torch-model-archiver failed: {reason}")
+    return stage / "agewatch.mar"
+
+
+def _handler_folder() -> Path:
+    found = find_spec("handler")  # its files are wanted, not its code
+    if found is None or not found.submodule_search_locations:
+        raise ModelError("The package 'handler' is not installed: install agewatch.")
+    return Path(found.submodule_search_locations[0])

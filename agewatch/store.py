@@ -1,0 +1,186 @@
+"""The model store: a folder of `agewatch-VERSION.mar` files and the pointer to the current one."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from agewatch.errors import ModelError, UsageError
+from agewatch.model import AgeModel
+
+POINTER_FILE = "current.json"
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What `current.json` holds; `previous` is the whole pointer it replaced, so roll backs can repeat."""
+
+    file: str
+    model: str
+    sha256: str
+    promoted_at: str
+    previous: "Pointer | None" = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model file of a store: its path, the model's id, its size in bytes, and whether it is the current."""
+
+    file: Path
+    model: str
+    bytes: int
+    current: bool
+
+
+def entries(store: Path) -> list[Entry]:
+    """List the models of a store, oldest version first. Raises ModelError where one of them is damaged."""
+    pointer = read_pointer(store)
+    return [
+        Entry(
+            file,
+            AgeModel.load(file).id,
+            file.stat().st_size,
+            pointer is not None and pointer.file == file.name,
+        )
+        for file in _files(store)
+    ]
+
+
+def next_version(store: Path) -> str:
+    """Return the next whole number that no version of the store has reached; "1" for an empty store."""
+    numbers = [int(version) for version in map(_version, _files(store)) if version.isdecimal()]
+    return str(max(numbers, default=0) + 1)
+
+
+def resolve(model: Path | None, store: Path) -> Path:
+    """Find the model file to use: the given one, else the store's current one, else the starter model.
+
+    Raises ModelError where that file is missing or is not the one that was promoted.
+    """
+    if model is not None:
+        if not model.exists():
+            raise ModelError(f"There is no model at {model}.")
+        return model
+    return current(store) or _starter()
+
+
+def current(store: Path) -> Path | None:
+    """Return the store's current model file, None where none was promoted.
+
+    Raises ModelError where that file is missing or has changed since.
+    """
+    pointer = read_pointer(store)
+    return None if pointer is None else _checked(store, pointer)
+
+
+def promote(store: Path, file: Path) -> Pointer:
+    """Make a model of the store the current one; one that is current already stays so, with its history.
+
+    Raises UsageError where the file is not in the store, ModelError where it is no model.
+    """
+    if file.resolve().parent != store.resolve() or not file.is_file():
+        raise UsageError(f"{file} is not in the model store {store}.")
+    before = read_pointer(store)
+    digest = _sha256(file)
+    if before is not None and (before.file, before.sha256) == (file.name, digest):
+        return before
+    pointer = Pointer(file.name, AgeModel.load(file).id, digest, _now(), before)
+    _write(store, pointer)
+    return pointer
+
+
+def rollback(store: Path) -> Pointer:
+    """Make the model current that was so before the last promotion.
+
+    Raises UsageError where there is none, ModelError where its file is missing or has changed.
+    """
+    pointer = read_pointer(store)
+    if pointer is None or pointer.previous is None:
+        raise UsageError(f"The model store {store} has no earlier model to roll back to.")
+    _checked(store, pointer.previous)
+    back = dataclasses.replace(pointer.previous, promoted_at=_now())
+    _write(store, back)
+    return back
+
+
+def read_pointer(store: Path) -> Pointer | None:
+    """Read `current.json`, None where there is none. Raises ModelError where it is damaged."""
+    file = store / POINTER_FILE
+    try:
+        return _parse(json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{file} can't be read: {error!r}.") from error
+
+
+def _parse(content: Any) -> Pointer:
+    previous = content["previous"]
+    return Pointer(
+        file=str(content["file"]),
+        model=str(content["model"]),
+        sha256=str(content["sha256"]),
+        promoted_at=str(content["promoted_at"]),
+        previous=None if previous is None else _parse(previous),
+    )
+
+
+def _checked(store: Path, pointer: Pointer) -> Path:
+    file = store / pointer.file
+    if not file.is_file():
+        raise ModelError(f"The promoted model {file} is missing.")
+    if _sha256(file) != pointer.sha256:
+        raise ModelError(f"The file {file} is not the model that was promoted (its SHA-256 differs).")
+    return file
+
+
+def _starter() -> Path:
+    """The starter that the wheel carries as a store of its own; a checkout's own store stands in for it."""
+    code = Path(__file__).parent
+    for carried in (code / "starter", code.parent / "model_store"):
+        found = current(carried) or next(iter(_files(carried)), None)
+        if found is not None:
+            return found
+    raise ModelError("There is no model yet: train and package one, or name one with --model.")
+
+
+def _files(store: Path) -> list[Path]:
+    def age(file: Path) -> tuple[bool, int, str]:
+        version = _version(file)
+        return (not version.isdecimal(), int(version) if version.isdecimal() else 0, version)
+
+    return sorted(store.glob("agewatch-*.mar"), key=age)
+
+
+def _version(file: Path) -> str:
+    return re.sub(r"^agewatch-(.*)\.mar$", r"\1", file.name)
+
+
+def _write(store: Path, pointer: Pointer) -> None:
+    """Replace the pointer so that a reader, or a power cut, finds the old one or the new one whole."""
+    handle, aside = tempfile.mkstemp(dir=store, prefix=f".{POINTER_FILE}-")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(dataclasses.asdict(pointer), file, indent=1)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide the pointer from other users
+            os.fsync(file.fileno())
+        Path(aside).replace(store / POINTER_FILE)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
