@@ -1,0 +1,1 @@
+"""The TorchServe adapter: files that `agewatch package` puts into a .mar."""

@@ -1,0 +1,122 @@
+"""TorchServe handler: the same images, faces, model and engine as batch scoring, one answer a request.
+
+TorchServe wants exactly one class in this module; it needs neither a base class nor an import of TorchServe.
+"""
+
+import inspect
+import logging
+import os
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from agewatch.engine import Precision, open_engine
+from agewatch.errors import ImageError, UsageError
+from agewatch.faces import Detector, cut_chip, whole_picture
+from agewatch.images import RGB, decode
+from agewatch.model import AgeModel
+
+CHIPS_A_CALL = 64
+"""At most so many faces go through the network at once; it bounds memory, not the batch."""
+
+_STATUS = {"too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "unsupported": HTTPStatus.UNSUPPORTED_MEDIA_TYPE}
+
+Answer = tuple[HTTPStatus, dict[str, Any], list[RGB]]
+"""Status, JSON object, and the chips whose ages it still waits for."""
+
+logger = logging.getLogger(__name__)
+
+
+class AgeHandler:
+    """Answers `PUT/POST /predictions/agewatch` with a picture's faces; a bad one harms no other of its batch.
+
+    The mode (detect, the default, or crop) is the header `Faces`, as TorchServe drops the query string of
+    /predictions. `?faces=` where it is passed on (/agewatch/predict), or a form's field `faces`, goes first.
+    """
+
+    def initialize(self, context: Any) -> None:
+        """Open the model that TorchServe unpacked. Raises ModelError where it can't be opened.
+
+        The environment may set AGEWATCH_HOME (its cache/ keeps the converted network) and AGEWATCH_PRECISION.
+        """
+        folder = Path(context.system_properties["model_dir"])
+        cache = Path(os.environ.get("AGEWATCH_HOME", folder)) / "cache"
+        precision = cast(Precision, os.environ.get("AGEWATCH_PRECISION", "auto"))
+        self._model = AgeModel.load(folder)
+        self._engine = open_engine(self._model, cache=cache, precision=precision)
+        self._detect = Detector()
+        logger.info("%s on %s, code from %s", self._model.id, self._engine.name, inspect.getfile(AgeModel))
+
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+        """Return one JSON object a request, in order, and set each one's HTTP status."""
+        answers = [self._read(row, context.get_all_request_header(index)) for index, row in enumerate(data)]
+        try:
+            ages = self._ages([chip for _, _, chips in answers for chip in chips])
+            for _, body, chips in answers:
+                if chips:
+                    body["faces"] = [{**face, **next(ages)} for face in body["faces"]]
+        except Exception:  # TorchServe would answer the whole batch, refusals too, with 503
+            logger.exception("The network failed on a batch of %d pictures.", len(data))
+            answers = [_failed() if chips else (status, body, chips) for status, body, chips in answers]
+        for index, (status, _, _) in enumerate(answers):
+            context.set_response_status(int(status), status.phrase, index)
+            context.set_response_content_type(index, "application/json")
+        logger.info("Batch of %d: %s", len(data), " ".join(str(int(status)) for status, _, _ in answers))
+        return [body for _, body, _ in answers]
+
+    def _read(self, row: dict[str, Any], headers: dict[str, Any]) -> Answer:
+        """Decode one picture and cut its chips; only these are kept, so one picture is held at a time."""
+        try:
+            mode = _mode(row, headers)
+            rgb = decode(_picture(row)).rgb
+            faces = [whole_picture(rgb)] if mode == "crop" else self._detect(rgb)
+            size, scale = self._model.spec.image_size, self._model.spec.preprocessing.chip_scale
+            chips = [cut_chip(rgb, face, scale=scale, size=size) for face in faces]
+        except ImageError as error:
+            return _refused(_STATUS.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY), error.code, str(error))
+        except UsageError as error:
+            return _refused(HTTPStatus.BAD_REQUEST, error.code, str(error))
+        except Exception:  # TorchServe would answer the whole batch with 503
+            logger.exception("A picture failed.")
+            return _failed()
+        height, width = rgb.shape[:2]
+        found = [{"box": list(face.box), "score": face.score} for face in faces]
+        body = {"model": self._model.id, "width": width, "height": height, "faces": found}
+        return HTTPStatus.OK, body, chips
+
+    def _ages(self, chips: list[RGB]) -> Iterator[dict[str, float]]:
+        for start in range(0, len(chips), CHIPS_A_CALL):
+            ages = self._model.estimate(self._engine(np.stack(chips[start : start + CHIPS_A_CALL])))
+            for age, low, high in zip(ages.age, ages.low, ages.high, strict=True):
+                yield {"age": float(age), "age_low": float(low), "age_high": float(high)}
+
+
+def _mode(row: dict[str, Any], headers: dict[str, Any]) -> str:
+    # Headers come spelt as the client did; a form's fields appear among them as dicts.
+    headers = {name.lower(): text for name, text in headers.items() if isinstance(text, str)}
+    mode = row.get("faces", headers.get("faces", "detect"))
+    text = mode.decode(errors="replace") if isinstance(mode, bytes | bytearray) else str(mode)
+    if text not in ("detect", "crop"):
+        raise UsageError(f"faces is detect or crop, not {text!r}.")
+    return text
+
+
+def _picture(row: dict[str, Any]) -> bytes:
+    """The picture's bytes: TorchServe calls a plain body `body`, and a form's field by its name."""
+    value = row.get("body", row.get("data"))
+    if isinstance(value, str):  # a text/* body, decoded by TorchServe; its content is judged like any other
+        return value.encode()
+    if not isinstance(value, bytes | bytearray):  # a parsed JSON body, or a form without the field `data`
+        raise ImageError("unsupported", "The request carries no picture: send its bytes as the body.")
+    return bytes(value)
+
+
+def _refused(status: HTTPStatus, code: str, message: str) -> Answer:
+    return status, {"error": {"code": code, "message": message}}, []
+
+
+def _failed() -> Answer:
+    return _refused(HTTPStatus.INTERNAL_SERVER_ERROR, "failed", "The picture could not be processed.")
