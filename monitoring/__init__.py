@@ -1,0 +1,1 @@
+"""Says whether predictions drift, and whether that means anything: `verdict`, `report`, `drift`."""
