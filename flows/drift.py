@@ -1,0 +1,61 @@
+"""Report drift of one archive's predictions. A plain script too: `python flows/drift.py [ARCHIVE_NAME]`."""
+
+import flows  # noqa: F401  before prefect: it turns telemetry off
+
+# isort: split
+
+import sys
+from pathlib import Path
+
+from prefect import flow
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from agewatch import store
+from agewatch.score import Mode
+from agewatch.settings import Settings
+from monitoring import drift
+from monitoring.verdict import Verdict, amount
+
+
+@flow
+def drift_report(archive: str | None = None, model: str | None = None, mode: Mode | None = None) -> State[None]:
+    """Compare an archive's current rows with the model's reference and write the report.
+
+    `archive` is a name in the table, by default the only one; `model` is a model file, by default the store's
+    current; `mode` is by default the latest. Drift, or too little data, completes the run: its message
+    starts with the verdict. Raises what `monitoring.drift.run` raises.
+    """
+    settings = Settings()
+    name = drift.find_archive(archive, settings.predictions)
+    done = drift.run(
+        name,
+        model_path=store.resolve(Path(model) if model else None, settings.model_store),
+        predictions_dir=settings.predictions,
+        out_dir=drift.run_dir(settings.reports, name),
+        mode=mode,
+    )
+    create_link_artifact(
+        done.report.html.as_uri(),
+        link_text=str(done.report.html),
+        key="drift-report",
+        description=f"Drift report of archive {name}, model {done.model}, mode {done.mode}",
+    )
+    create_markdown_artifact(_markdown(done.verdict), key="drift-verdict", description=f"Archive {name}")
+    return Completed(message=f"{done.verdict.verdict}: {done.verdict.reason}")
+
+
+def _markdown(verdict: Verdict) -> str:
+    head = "| column | moved by | threshold | drifted |\n|---|---|---|---|\n"
+    return f"**{verdict.verdict}**: {verdict.reason}\n\n{head}" + "".join(
+        f"| {column.name} | {amount(column.distance, column.unit)} | {amount(column.threshold, column.unit)}"
+        f" | {'yes' if column.drifted else 'no'} |\n"
+        for column in verdict.columns
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        sys.exit("usage: python flows/drift.py [ARCHIVE_NAME]")
+    sys.exit(0 if drift_report(*sys.argv[1:], return_state=True).is_completed() else 1)

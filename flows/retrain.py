@@ -1,0 +1,71 @@
+"""Train and package the next model. A plain script too: `python flows/retrain.py SOURCE...`."""
+
+import flows  # noqa: F401  before prefect: it turns telemetry off
+
+# isort: split
+
+import sys
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+from agewatch import evaluate, store, train
+from agewatch.model import AgeModel
+from agewatch.package import package
+from agewatch.settings import Settings
+from agewatch.train import TrainConfig, Trained
+
+
+@flow
+def retrain(
+    sources: list[str], start: str | None = None, recipe: str | None = None, version: str | None = None
+) -> State[None]:
+    """Train candidates on labelled pictures and put the network into the model store, without promoting it.
+
+    `sources` are folders or CSV files of labelled pictures, `start` a model or weights file to start from (by
+    default the store's current model), `recipe` a TOML file; a model's architecture wins over the recipe's.
+    `version` is by default the store's next whole number. Raises UsageError, LabelError or ModelError.
+    """
+    settings = Settings()
+    trained = train_candidates(
+        [Path(source) for source in sources],
+        start=store.resolve(Path(start) if start else None, settings.model_store),
+        config=TrainConfig.from_toml(Path(recipe)) if recipe else TrainConfig(),
+        # A retried run has its id again, so it continues after its last whole epoch.
+        run=settings.home / "train" / flow_run.id,
+    )
+    file = package_model(trained.model_folder, version, settings.model_store)
+    model = AgeModel.load(file).id
+    create_markdown_artifact(_markdown(model, trained), key="retrain-comparison", description=f"Model {model}")
+    network = next(row for row in trained.tables["all"] if row.name == "CNN")
+    return Completed(
+        message=f"{model} is in the store as {file.name}, not promoted: mean error {network.mae:.2f} years on"
+        f" {network.n} held-out faces."
+    )
+
+
+@task
+def train_candidates(sources: list[Path], *, start: Path, config: TrainConfig, run: Path) -> Trained:
+    """Train; see `agewatch.train.train`."""
+    return train.train(sources, run=run, config=config, start=start, log=get_run_logger().info)
+
+
+@task
+def package_model(model_folder: Path, version: str | None, model_store: Path) -> Path:
+    """Package; see `agewatch.package.package`. `version` None is the store's next."""
+    return package(model_folder, version=version or store.next_version(model_store), store=model_store)
+
+
+def _markdown(model: str, trained: Trained) -> str:
+    tables = [f"## Held-out faces: {name}\n\n{evaluate.as_markdown(table)}" for name, table in trained.tables.items()]
+    return "\n".join([f"# {model}\n\nAges in years. Run folder: {trained.run.resolve()}\n", *tables])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python flows/retrain.py SOURCE...")
+    sys.exit(0 if retrain(sys.argv[1:], return_state=True).is_completed() else 1)
