@@ -1,0 +1,39 @@
+"""A tiny model for tests: random but fixed weights, in the form that training leaves behind."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from agewatch.model import AgeModel, Band, Calibration, Member, Preprocessing, Spec
+from agewatch.network import AgeNetwork, to_bytes
+
+
+def tiny_model(folder: Path, seed: int = 0) -> Path:
+    """Write model.json, model.safetensors and reference.parquet into a folder, and return it."""
+    spec = Spec(
+        name="agewatch",
+        version="0",
+        members=(Member("test_efficientnet", 64),),
+        preprocessing=Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        calibration=Calibration(0.9, (Band(0, 100, 1000, 0.9),)),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = AgeNetwork(spec).eval()
+        _tell_pictures_apart(network)
+    folder.mkdir(parents=True, exist_ok=True)
+    AgeModel(spec, to_bytes(network.state_dict())).save(folder)
+    # Rows that stand in for a reference: nothing that uses this model judges them.
+    pq.write_table(pa.table({"path": ["a.png"], "age": [30.0], "age_true": [31.0]}), folder / "reference.parquet")
+    return folder
+
+
+def _tell_pictures_apart(network: AgeNetwork) -> None:
+    """Untrained, every picture gets about 50 years: sharpen the last layer until pictures differ by years."""
+    [member] = network.members
+    noise = torch.randint(0, 256, (32, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = member(network.normalise(noise))
+        member.get_parameter("classifier.weight").mul_(2 / logits.std())

@@ -1,0 +1,73 @@
+import os
+from pathlib import Path
+
+import pytest
+from conftest import EXPECTED
+
+from agewatch.archive import FileRef, decode_path, encode_path, find, shards
+from agewatch.errors import ImageError, UsageError
+
+
+def test_pictures_are_found_and_the_rest_is_counted_or_passed_over(archive: Path) -> None:
+    found = find(archive)
+    assert [file.path for file in found.files] == sorted(EXPECTED)
+    assert found.ignored == 1  # notes.txt; Thumbs.db is litter
+    assert found.unlisted == []
+
+
+def test_links_are_not_followed(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.jpg").write_bytes(b"x")
+    (archive / "link.jpg").symlink_to(tmp_path / "outside" / "secret.jpg")
+    (archive / "folder").symlink_to(tmp_path / "outside")
+    (archive / "loop").symlink_to(archive)
+    assert [file.path for file in find(archive).files] == sorted(EXPECTED)
+
+
+@pytest.mark.parametrize("litter", [".DS_Store", "._face.jpg", "@eaDir/face.jpg", "__MACOSX/face.jpg"])
+def test_litter_is_neither_found_nor_ignored(tmp_path: Path, litter: str) -> None:
+    path = tmp_path / "archive" / litter
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x")
+    found = find(tmp_path / "archive")
+    assert (found.files, found.ignored) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    "name", [b"a b'c\"d.jpg", "jürgen 😀.jpg".encode(), b"latin\xe9.jpg", b"back\\slash\\xe9.jpg", b"x" * 240 + b".jpg"]
+)
+def test_names_of_any_bytes_round_trip_and_are_read(tmp_path: Path, name: bytes) -> None:
+    with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+        file.write(name)
+    [found] = find(tmp_path).files
+    assert decode_path(found.path) == name
+    assert found.path.encode()  # valid UTF-8
+    assert found.read(tmp_path) == name
+
+
+def test_the_encoding_is_the_documented_one() -> None:
+    assert encode_path("grün/ä.jpg".encode()) == "grün/ä.jpg"
+    assert encode_path(b"a\xffb") == r"a\xffb"
+    assert encode_path(rb"a\xffb") == r"a\\xffb"
+
+
+def test_reading_what_is_gone_or_forbidden_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as gone:
+        FileRef("gone.jpg", 1, 1).read(tmp_path)
+    assert gone.value.code == "vanished"
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(ImageError) as folder:
+        FileRef("folder.jpg", 1, 1).read(tmp_path)
+    assert folder.value.code == "unreadable"
+
+
+def test_a_missing_folder_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no folder"):
+        find(tmp_path / "missing")
+
+
+def test_shards_cover_all_files_in_order() -> None:
+    files = [FileRef(str(number), 0, 0) for number in range(10)]
+    cut = list(shards(files, 4))
+    assert [len(shard) for shard in cut] == [4, 4, 2]
+    assert [file for shard in cut for file in shard] == files

@@ -1,0 +1,136 @@
+import csv
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from agewatch import predictions
+from agewatch.errors import TableError, UsageError
+
+
+def row(path: str, *, face: int | None = 0, age: float | None = 30.1, **changed: Any) -> dict[str, Any]:
+    return {
+        "archive": "a", "path": path, "face": face, "status": "ok" if face is not None else "no_face",
+        "content_hash": "00", "bytes": 10, "mtime_ns": 5, "age": age, "model": "m-1@0", "mode": "detect",
+        "engine": "openvino-f32", "run_id": "r", "scored_at": datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC),
+    } | changed  # fmt: skip
+
+
+def writer(folder: Path, root: Path, archive: str = "a", model: str = "m-1@0") -> predictions.Writer:
+    return predictions.Writer(folder / "table", archive=archive, root=root, model=model, mode="detect")
+
+
+def ages(folder: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for item in predictions.read(folder / "table").to_pylist():
+        found.setdefault(item["path"], []).append(round(item["age"], 3))
+    return {path: sorted(values) for path, values in found.items()}
+
+
+def test_known_files_are_replaced_and_new_ones_added_in_one_commit(tmp_path: Path) -> None:
+    table = writer(tmp_path, tmp_path)
+    table.write([row("it's.jpg", age=1), row("it's.jpg", face=1, age=2), row(r"b\\s.jpg", age=3)])
+    table.write([row("it's.jpg", age=9), row("new.jpg", age=4)])
+    assert ages(tmp_path) == {"it's.jpg": [9], r"b\\s.jpg": [3], "new.jpg": [4]}
+    assert table.stored["it's.jpg"].faces == 1
+
+
+def test_rows_of_another_model_and_archive_stay(tmp_path: Path) -> None:
+    writer(tmp_path, tmp_path).write([row("x.jpg", age=1)])
+    other = writer(tmp_path, tmp_path, model="m-2@0")
+    assert other.stored == {}
+    other.write([row("x.jpg", age=2, model="m-2@0")])
+    writer(tmp_path, tmp_path / "b", archive="b").write([row("x.jpg", age=3, archive="b")])
+    writer(tmp_path, tmp_path).write([row("x.jpg", age=4)])
+    assert ages(tmp_path) == {"x.jpg": [2, 3, 4]}
+
+
+def test_two_writers_with_one_snapshot_do_not_double_rows(tmp_path: Path) -> None:
+    first, second = writer(tmp_path, tmp_path), writer(tmp_path, tmp_path)
+    first.write([row("x.jpg", age=1), row("y.jpg", age=1)])
+    assert second.write([row("x.jpg", age=2), row("z.jpg", age=2)]) == 1
+    assert ages(tmp_path) == {"x.jpg": [1], "y.jpg": [1], "z.jpg": [2]}
+
+
+def test_a_changed_file_replaces_what_a_newer_commit_holds_of_its_old_state(tmp_path: Path) -> None:
+    first, second = writer(tmp_path, tmp_path), writer(tmp_path, tmp_path)
+    first.write([row("x.jpg", age=1)])
+    second.write([row("x.jpg", age=2, mtime_ns=6)])
+    assert ages(tmp_path) == {"x.jpg": [2]}
+
+
+def test_writers_at_once_lose_and_double_nothing(tmp_path: Path) -> None:
+    writer(tmp_path, tmp_path)
+
+    def run(number: int) -> None:
+        mine = writer(tmp_path, tmp_path)
+        for shard in range(4):
+            mine.write([row(f"{shard}-{index}.jpg", age=number) for index in range(5)])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = ages(tmp_path)
+    assert len(found) == 20
+    assert all(len(values) == 1 for values in found.values())
+
+
+def test_an_archive_name_belongs_to_one_root(tmp_path: Path) -> None:
+    writer(tmp_path, tmp_path / "one")
+    writer(tmp_path, tmp_path / "one")
+    with pytest.raises(UsageError, match="--archive"):
+        writer(tmp_path, tmp_path / "two")
+    assert predictions.archives(tmp_path / "table") == {"a": (tmp_path / "one").resolve()}
+
+
+def test_no_table_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="agewatch score"):
+        predictions.read(tmp_path / "nothing")
+
+
+def test_a_folder_that_cannot_hold_a_table_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "table").write_text("a file stands here")
+    with pytest.raises(TableError, match="can't be opened"):
+        writer(tmp_path, tmp_path)
+
+
+def export(tmp_path: Path, form: Any, **options: Any) -> Path:
+    out = tmp_path / f"out.{form}"
+    predictions.export(tmp_path / "table", out, format=form, model=options.pop("model", "m-1@0"), **options)
+    return out
+
+
+def test_exports_agree_and_follow_the_contract(tmp_path: Path) -> None:
+    writer(tmp_path, tmp_path).write([row('quote".jpg', age=30.1), row("none.jpg", face=None, age=None, error="a, b")])
+    text = export(tmp_path, "csv").read_bytes()
+    assert text.startswith(",".join(predictions.SCHEMA.names).encode() + b"\r\n")
+    records = {record["path"]: record for record in csv.DictReader(text.decode().splitlines())}
+    assert records['quote".jpg']["age"] == "30.1"
+    assert records['quote".jpg']["face"] == "0"
+    assert records['quote".jpg']["scored_at"] == "2026-01-02T03:04:05.000678Z"
+    assert records["none.jpg"]["face"] == ""
+    assert records["none.jpg"]["error"] == "a, b"
+    listed = {record["path"]: record for record in json.loads(export(tmp_path, "json").read_text())}
+    assert listed['quote".jpg']["age"] == 30.1
+    assert listed["none.jpg"]["age"] is None
+    assert listed["none.jpg"]["scored_at"] == "2026-01-02T03:04:05.000678Z"
+    assert pq.read_table(export(tmp_path, "parquet")).schema.equals(predictions.SCHEMA)
+
+
+def test_exports_take_one_model_and_its_latest_mode(tmp_path: Path) -> None:
+    writer(tmp_path, tmp_path).write([row("x.jpg", age=1)])
+    later = datetime(2027, 1, 1, tzinfo=UTC)
+    crop = predictions.Writer(tmp_path / "table", archive="a", root=tmp_path, model="m-1@0", mode="crop")
+    crop.write([row("x.jpg", age=2, mode="crop", scored_at=later)])
+    writer(tmp_path, tmp_path, model="m-2@0").write([row("x.jpg", age=3, model="m-2@0", scored_at=later)])
+    assert [record["age"] for record in json.loads(export(tmp_path, "json").read_text())] == [2]
+    assert len(json.loads(export(tmp_path, "json", model=None).read_text())) == 3
+    assert json.loads(export(tmp_path, "json", statuses=["no_face"]).read_text()) == []
+    with pytest.raises(UsageError, match="no archive 'b'"):
+        export(tmp_path, "csv", archive="b")

@@ -1,0 +1,69 @@
+"""README, MODEL_CARD and Makefile say what is true."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from agewatch import predictions
+from agewatch.errors import REFUSAL_CODES
+from agewatch.store import read_pointer
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CARD = (ROOT / "MODEL_CARD.md").read_text()
+AGEWATCH = Path(sys.executable).with_name("agewatch")
+
+SHOWN = "\n".join(re.findall(r"^```\w*\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
+COMMANDS = sorted(set(re.findall(r"^agewatch (\w+)", SHOWN, re.MULTILINE)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_exists_with_its_options(command: str) -> None:
+    shown = subprocess.run([AGEWATCH, command, "--help"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0
+    for line in re.findall(rf"^agewatch {command} (.*)$", SHOWN, re.MULTILINE):
+        for option in re.findall(r"--[\w-]+", line):
+            assert option in shown.stdout, f"agewatch {command} has no {option}"
+
+
+def test_the_readme_uses_every_command_but_the_demo() -> None:
+    shown = subprocess.run([AGEWATCH, "--help"], capture_output=True, text=True, check=True).stdout
+    every = set(re.findall(r"│ (\w+) ", shown.split("Commands")[1]))
+    assert every - set(COMMANDS) == {"demo"}  # which make runs
+
+
+def test_every_column_and_refusal_is_explained() -> None:
+    for name in [*predictions.SCHEMA.names, *REFUSAL_CODES]:
+        assert f"`{name}`" in README, name
+
+
+def test_the_make_targets_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make (?!PYTHON)(\w+)", README, re.MULTILINE)) <= targets
+
+
+def test_the_model_card_is_of_the_current_model_and_shows_its_figures() -> None:
+    pointer = read_pointer(ROOT / "model_store")
+    assert pointer is not None
+    assert pointer.model in CARD
+    with zipfile.ZipFile(ROOT / "model_store" / pointer.file) as mar:
+        metrics = json.loads(mar.read("model.json"))["metrics"]
+    for table in metrics["held_out"].values():
+        for row in table:
+            figures = (
+                f"| {row['name']} | {row['n']} | {row['mae']:.2f} | {row['mae_low']:.2f} to {row['mae_high']:.2f} |"
+            )
+            assert figures in CARD
+    assert f"{metrics['interval']['coverage']:.1%}".replace("%", " %") in CARD
+    assert f"mean width {metrics['interval']['mean_width_years']:.1f} years" in CARD
+
+
+def test_both_say_what_estimates_must_not_be_used_for() -> None:
+    for text in (README, CARD):
+        assert "decide about a person" in text
+        assert "consent" in text

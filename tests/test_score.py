@@ -1,0 +1,146 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import EXPECTED
+from models import tiny_model
+from pictures import encoded
+from PIL import Image
+
+from agewatch import predictions
+from agewatch.errors import UsageError
+from agewatch.model import AgeModel
+from agewatch.score import Summary, score_archive
+
+
+@pytest.fixture
+def run(archive: Path, tmp_path: Path, model_folder: Path, cache: Path) -> Any:
+    def score(**changed: Any) -> Summary:
+        options = {"model_path": model_folder, "table": tmp_path / "table", "cache": cache, "workers": 2}
+        return score_archive(changed.pop("root", archive), **(options | changed))
+
+    return score
+
+
+def rows(tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in predictions.read(tmp_path / "table").to_pylist():
+        found.setdefault(row["path"], []).append(row)
+    return found
+
+
+def test_every_file_gets_its_row(run: Any, archive: Path, tmp_path: Path, model_folder: Path) -> None:
+    summary = run()
+    found = rows(tmp_path)
+    assert {path: [row["status"] for row in of_file] for path, of_file in found.items()} == {
+        path: [status] for path, status in EXPECTED.items()
+    }
+    [face] = found["face.png"]
+    assert face["face"] == 0
+    assert (face["width"], face["height"]) == (512, 512)
+    assert face["age_low"] <= face["age"] <= face["age_high"]
+    assert face["bytes"] == (archive / "face.png").stat().st_size
+    assert face["model"] == AgeModel.load(model_folder).id
+    assert (face["archive"], face["mode"], face["engine"]) == ("archive", "detect", "openvino-f32")
+    [turned] = found["deep/turned.JPG"]
+    assert turned["box_x"] == pytest.approx(face["box_x"], abs=10)  # upright again
+    assert turned["box_y"] == pytest.approx(face["box_y"], abs=10)
+    [grey] = found["deep/er/grey"]
+    assert (grey["face"], grey["age"], grey["width"]) == (None, None, 300)
+    for path in ("torn.jpg", "text.jpg", "empty.jpg"):
+        [refused] = found[path]
+        assert refused["error"].endswith(".")
+        assert refused["content_hash"]
+    assert (summary.found, summary.ignored, summary.scored, summary.skipped) == (6, 1, 6, 0)
+    assert (summary.faces, summary.no_face) == (2, 1)
+    assert summary.refused == {"empty": 1, "truncated": 1, "unsupported": 1}
+    assert summary.exit_code == 3
+
+
+def test_the_failure_budget_decides_the_exit_code(run: Any) -> None:
+    assert run(max_refused=0.5).exit_code == 0
+    assert run(max_refused=0.49).exit_code == 3
+
+
+def test_a_second_run_scores_nothing_and_loads_no_network(
+    run: Any, archive: Path, tmp_path: Path, model_folder: Path, cache: Path
+) -> None:
+    run()
+    before = rows(tmp_path)
+    code = """
+import sys, json
+from pathlib import Path
+from agewatch.score import score_archive
+root, model, table, cache = map(Path, sys.argv[1:])
+summary = score_archive(root, model_path=model, table=table, cache=cache)
+loaded = [name for name in ("torch", "timm", "openvino") if name in sys.modules]
+print(json.dumps([summary.scored, summary.skipped, summary.refused, loaded]))
+"""
+    command = [sys.executable, "-c", code, str(archive), str(model_folder), str(tmp_path / "table"), str(cache)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    refused = {"empty": 1, "truncated": 1, "unsupported": 1}
+    assert json.loads(answer.stdout) == [0, 6, refused, []]
+    assert rows(tmp_path) == before
+
+
+def test_only_what_changed_is_scored_again(run: Any, archive: Path, tmp_path: Path) -> None:
+    run()
+    before = rows(tmp_path)
+    os.utime(archive / "face.png", ns=(1, 1))  # touched, not changed
+    (archive / "torn.jpg").write_bytes(encoded(Image.new("RGB", (50, 50), "white"), "JPEG"))  # mended
+    (archive / "new.png").write_bytes(encoded(Image.new("RGB", (50, 50), "black")))
+    (archive / "text.jpg").unlink()
+    summary = run()
+    assert (summary.scored, summary.skipped, summary.disappeared) == (3, 3, 1)
+    after = rows(tmp_path)
+    assert after["torn.jpg"][0]["status"] == "no_face"
+    assert after["new.png"][0]["status"] == "no_face"
+    assert after["face.png"] == [before["face.png"][0] | {"mtime_ns": 1}]
+    assert after["empty.jpg"] == before["empty.jpg"]
+    assert run().scored == 0
+
+
+def test_rescore_and_another_model_or_mode_score_everything(run: Any, tmp_path: Path) -> None:
+    first = run()
+    assert run(rescore=True).scored == first.found
+    assert len(rows(tmp_path)["face.png"]) == 1
+    other = run(model_path=tiny_model(tmp_path / "other", seed=1))
+    assert other.scored == first.found
+    assert len(rows(tmp_path)["face.png"]) == 2
+    crop = run(mode="crop")
+    assert crop.scored == first.found
+    [row] = [row for row in rows(tmp_path)["deep/er/grey"] if row["mode"] == "crop"]
+    assert (row["status"], row["face"], row["face_score"]) == ("ok", 0, None)
+    assert (row["box_x"], row["box_y"], row["box_w"], row["box_h"]) == (0, 0, 300, 200)
+
+
+def test_many_shards_and_faces_keep_each_row_with_its_file(run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(40):
+        colour = Image.new("RGB", (32 + number, 32), (number * 6, 0, 0))
+        (folder / f"{number:02}.png").write_bytes(encoded(colour))
+    summary = run(root=folder, mode="crop")
+    assert summary.faces == 40
+    for path, [row] in rows(tmp_path).items():
+        assert row["width"] == 32 + int(path[:2])
+        assert row["brightness"] == pytest.approx(int(path[:2]) * 6 * 0.299 / 255, abs=0.005)
+
+
+def test_progress_counts_up_to_all_files(run: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    run(progress=lambda done, total, _counts: seen.append((done, total)))
+    assert seen[0] == (0, 6)
+    assert seen[-1] == (6, 6)
+
+
+def test_wrong_usage_is_said_before_anything_is_written(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no folder"):
+        run(root=tmp_path / "missing")
+    with pytest.raises(UsageError, match="name"):
+        run(name="a/b")
+    assert not (tmp_path / "table").exists()
