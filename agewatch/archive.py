@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agewatch.errors import ImageError, UsageError
+from agewatch.errors import AgewatchError, ImageError, UsageError
 
 PICTURE_SUFFIXES = frozenset(
     {
@@ -21,11 +21,14 @@ _LITTER_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 
 @dataclass(frozen=True, slots=True)
 class FileRef:
-    """One file of an archive. `path` is relative, POSIX, in the table's encoding; see `encode_path`."""
+    """One file of an archive. `path` is relative, POSIX, in the table's encoding; see `encode_path`.
+
+    `bytes` and `mtime_ns` are None where the file may not even be looked at.
+    """
 
     path: str
-    bytes: int
-    mtime_ns: int
+    bytes: int | None
+    mtime_ns: int | None
 
     def read(self, root: Path) -> builtins.bytes:
         """Return the file's bytes. Raises ImageError with code `vanished`, `denied` or `unreadable`."""
@@ -53,21 +56,24 @@ def find(root: Path) -> Listing:
     """List the pictures below a folder, sorted by path; symbolic links and system litter are passed over.
 
     A picture is a regular file with a picture's suffix (any case) or with none; its content is judged later.
-    Raises UsageError where `root` is no folder.
+    Raises UsageError where `root` is no folder, AgewatchError where it can't be listed.
     """
     if not root.is_dir():
         raise UsageError(f"There is no folder {root}.")
     files: list[FileRef] = []
     unlisted: list[str] = []
     ignored = 0
-    start = os.fsencode(root)
+    start = os.path.join(os.fsencode(root), b"")
+    skipped = len(start)
     folders = [start]
     while folders:
         folder = folders.pop()
         try:
             entries = list(os.scandir(folder))
-        except OSError:
-            unlisted.append(encode_path(os.path.relpath(folder, start)))
+        except OSError as error:
+            if folder == start:
+                raise AgewatchError(f"The folder {root} can't be listed: {error.strerror}.") from error
+            unlisted.append(encode_path(folder[skipped:]))
             continue
         for entry in entries:
             name = os.fsdecode(entry.name)
@@ -83,8 +89,10 @@ def find(root: Path) -> Listing:
                     stat = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                relative = encode_path(os.path.relpath(entry.path, start))
-                files.append(FileRef(relative, stat.st_size, stat.st_mtime_ns))
+                except OSError:
+                    files.append(FileRef(encode_path(entry.path[skipped:]), None, None))
+                else:
+                    files.append(FileRef(encode_path(entry.path[skipped:]), stat.st_size, stat.st_mtime_ns))
     return Listing(sorted(files, key=lambda file: file.path), ignored, sorted(unlisted))
 
 

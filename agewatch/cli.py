@@ -1,6 +1,7 @@
 """The door: `agewatch ...`. Rooms are imported inside commands, so that --help and errors are instant."""
 
 import json
+import signal
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ def score(
     max_refused: Annotated[float, typer.Option(min=0, max=1, help="Refused share that ends with exit 3.")] = 0.05,
     archive: ArchiveOption = None,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score everything again.")] = False,
+    retry_refused: Annotated[bool, typer.Option("--retry-refused", help="Score the refused files again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score every picture of ARCHIVE that is not scored yet: one row a face, one honest row for every file."""
@@ -65,7 +67,7 @@ def score(
             workers=workers,
             max_refused=max_refused,
             name=archive,
-            rescore=rescore,
+            again="all" if rescore else "refused" if retry_refused else "nothing",
             progress=on_progress,
         )
     if as_json:
@@ -90,12 +92,15 @@ def export(
 ) -> None:
     """Write rows to a file: of one model (the current) and each archive's latest mode, so that a path stands once."""
     from agewatch import predictions as table
-    from agewatch.errors import REFUSAL_CODES
+    from agewatch.errors import REFUSAL_CODES, UsageError
     from agewatch.model import AgeModel
     from agewatch.store import resolve
 
     settings = Settings()
     model_id = None if all_models else AgeModel.load(resolve(model, settings.model_store)).id
+    known = ("ok", "no_face", *REFUSAL_CODES)
+    if unknown := set(status or ()) - {*known, "refused"}:
+        raise UsageError(f"There is no status {', '.join(sorted(unknown))}; there are {', '.join(known)} and refused.")
     statuses = [code for name in status or () for code in (REFUSAL_CODES if name == "refused" else [name])]
     rows = table.export(
         predictions or settings.predictions,
@@ -286,7 +291,8 @@ def demo(
 
 
 def main() -> NoReturn:
-    """Run the command line: sentences and exit codes, never a traceback."""
+    """Run the command line: sentences and exit codes, never a traceback. SIGTERM ends a command as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer turns Ctrl-C into this code without a word

@@ -21,6 +21,7 @@ from agewatch.store import Entry
 
 _LINE_SECONDS = 10.0
 _BAR_WIDTH = 30
+_PATHS = 10
 _VERDICTS = {"drift": "found", "no_drift": "none", "too_little_data": "too little data for a verdict"}
 
 
@@ -51,6 +52,8 @@ def summary(run: Summary, table: Path, max_refused: float) -> None:
     console.print(
         f"\n[bold]{escape(run.archive)}[/bold]  {run.model}, {run.mode}, {run.engine or 'network not needed'}"
     )
+    for folder in run.unlisted:
+        console.print(f"[red]The folder {escape(folder)} can't be listed; its files are not counted.[/red]")
     if not run.found:
         console.print("No pictures were found there." + (f" {run.ignored} other files." if run.ignored else ""))
         return
@@ -66,10 +69,12 @@ def summary(run: Summary, table: Path, max_refused: float) -> None:
         f"{run.faces:,} faces. {run.scored:,} files scored now, {run.skipped:,} already known, {run.ignored:,} of other"
         f" kinds ignored, {run.disappeared:,} gone since. {run.seconds:.1f} s{rate}."
     )
+    for path in run.disappeared_paths[:_PATHS]:
+        console.print(f"  gone: {escape(path)}", highlight=False, soft_wrap=True)
+    if run.disappeared > _PATHS:
+        console.print(f"  and {run.disappeared - _PATHS:,} more; --json lists them")
     _ages(console, run, table)
-    for folder in run.unlisted:
-        console.print(f"[yellow]The folder {escape(folder)} can't be listed; its files are not counted.[/yellow]")
-    if run.exit_code:
+    if run.refused_share > max_refused:
         reasons = ", ".join(f"{n} {code}" for code, n in run.refused.items())
         console.print(
             f"[red]{run.refused_share:.1%} refused ({reasons}), more than the {max_refused:.0%} allowed.[/red]"

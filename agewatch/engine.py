@@ -4,6 +4,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -66,6 +67,7 @@ class TorchEngine:
         self._torch = torch
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = model.network().to(self._device)
+        torch.set_num_threads(1)
         self.name = f"torch-{self._device.type}-f32"
 
     def __call__(self, chips: RGB) -> Floats:
@@ -99,6 +101,17 @@ class OpenVinoEngine:
     def __call__(self, chips: RGB) -> Floats:
         """Map uint8 chips (n, size, size, 3) to distributions (n, bins)."""
         return np.array(self._compiled(chips)[0], dtype=np.float32)
+
+
+def open_detector_network(onnx: Path) -> Callable[[Floats], dict[str, Floats]]:
+    """Make a face detector's ONNX file ready to run on one thread, for inputs of any size (1, 3, height, width)."""
+    core = _openvino().Core()
+    network = core.read_model(onnx)
+    network.reshape([1, 3, -1, -1])
+    options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(network, "CPU", options)
+    names = [output.get_any_name() for output in network.outputs]
+    return lambda chw: dict(zip(names, compiled(chw).values(), strict=True))
 
 
 def _convert(model: AgeModel, folder: Path) -> None:

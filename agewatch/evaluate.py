@@ -64,9 +64,9 @@ def calibrate(probabilities: Floats, ages: Years, labels: Labels, *, coverage: f
     return Calibration(coverage, tuple(bands))
 
 
-def coverage_share(low: Years, high: Years, ages: Years) -> float:
+def coverage_share(low: Years, high: Years, ages: Years, labels: Labels) -> float:
     """Share of true ages, 0..1, that lie in their interval (n,); ages above the bins' range count as its end."""
-    clipped = np.clip(ages, 0, 100)
+    clipped = np.clip(ages, labels.lowest, labels.highest)
     return float(((low <= clipped) & (clipped <= high)).mean())
 
 

@@ -84,7 +84,7 @@ def _epoch(
     torch.manual_seed(config.seed * 1000 + epoch)
     order = random.permutation(train)
     steps = len(order) // config.batch_size
-    years = torch.arange(101, dtype=torch.float32)
+    years = network.years
     network.train()
     total = 0.0
     for step in range(steps):
@@ -96,7 +96,7 @@ def _epoch(
         ages = torch.from_numpy(faces.ages(rows))
         probabilities = logits.softmax(dim=1)
         cross_entropy = -(soft_labels(ages, years, config.label_sigma) * logits.log_softmax(dim=1)).sum(dim=1).mean()
-        distance = (probabilities @ years - ages.clamp(0, 100)).abs().mean()
+        distance = (probabilities @ years - ages.clamp(years[0], years[-1])).abs().mean()
         loss = cross_entropy + 0.1 * distance  # brings years to the scale of nats
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -144,14 +144,13 @@ def _optimizer(
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=total, pct_start=0.15)
 
 
-def _mae(network: torch.nn.Module, faces: Faces, rows: npt.NDArray[np.intp]) -> float:
+def _mae(network: AgeNetwork, faces: Faces, rows: npt.NDArray[np.intp]) -> float:
     network.eval()
-    years = torch.arange(101, dtype=torch.float32)
     found = []
     with torch.inference_mode():
         for start in range(0, len(rows), 128):
             chips = torch.from_numpy(faces.chips[rows[start : start + 128]])
-            found.append((network(chips) @ years).numpy())
+            found.append((network(chips) @ network.years).numpy())
     return float(np.abs(np.concatenate(found) - faces.ages(rows)).mean())
 
 

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pillow_heif
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+import simplejpeg
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from agewatch.errors import ImageError
 
@@ -19,13 +20,23 @@ RGB = npt.NDArray[np.uint8]
 """Array of shape (height, width, 3), 0..255, sRGB."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "HEIF", "AVIF")
-MAX_PIXELS = 300_000_000
-"""Larger pictures are refused by their header: 0.9 GB a picture as RGB, and no camera makes them."""
+MAX_PIXELS = 180_000_000
+"""Larger pictures are refused by their header: decoding takes up to some 27 bytes a pixel and worker."""
 
 _SIGNATURES = (
     b"\xff\xd8", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"BM",
 )  # fmt: skip
 _DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL, _EXIF_IFD = 0x9003, 0x9011, 0x8769
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Image.init()  # `formats=` below needs every plugin loaded
 pillow_heif.register_heif_opener()
@@ -34,9 +45,14 @@ Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS below replaces Pillow's warning with
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture: upright sRGB pixels and, from EXIF, when it was taken (UTC)."""
+    """A decoded picture: upright sRGB pixels and, from EXIF, when it was taken (UTC).
+
+    `width` and `height` are of the whole upright picture; `rgb` may have been decoded at a fraction of it.
+    """
 
     rgb: RGB
+    width: int
+    height: int
     captured_at: datetime | None
 
 
@@ -53,10 +69,11 @@ class Quality:
     sharpness: float
 
 
-def decode(data: bytes) -> Picture:
+def decode(data: bytes, *, min_side: int | None = None) -> Picture:
     """Decode the first frame of a picture: upright, colours in sRGB, alpha on white.
 
-    The format is judged by content, never by name. Raises ImageError with code `empty`, `unsupported`,
+    With `min_side`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its longer side staying at least that
+    many pixels. The format is judged by content, never by name. Raises ImageError with code `empty`, `unsupported`,
     `too_large`, `truncated` or `unreadable`.
     """
     if not data:
@@ -67,8 +84,10 @@ def decode(data: bytes) -> Picture:
             with Image.open(BytesIO(data), formats=FORMATS) as image:
                 _refuse_bombs(image.size)
                 captured_at = _captured_at(image)
-                image.load()
-                return Picture(_to_rgb(image), captured_at)
+                orientation = _orientation(image)
+                width, height = image.size if orientation not in _ON_ITS_SIDE else image.size[::-1]
+                rgb = _turbo(image, data, orientation, min_side)
+                return Picture(_to_rgb(image, orientation) if rgb is None else rgb, width, height, captured_at)
         except ImageError:
             raise
         except UnidentifiedImageError as error:
@@ -83,7 +102,7 @@ def quality(chip: RGB) -> Quality:
     """Measure brightness, contrast and sharpness of a face chip of shape (size, size, 3)."""
     luma = cv2.cvtColor(chip, cv2.COLOR_RGB2GRAY)
     mean, deviation = cv2.meanStdDev(luma)
-    _, edges = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_64F))
+    _, edges = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))
     return Quality(
         brightness=float(mean[0, 0]) / 255,
         contrast=float(deviation[0, 0]) / 255,
@@ -100,9 +119,47 @@ def _refuse_bombs(size: tuple[int, int]) -> None:
         )
 
 
-def _to_rgb(image: Image.Image) -> RGB:
+def _turbo(image: Image.Image, data: bytes, orientation: int, min_side: int | None) -> RGB | None:
+    """A JPEG, decoded without Pillow's copies and where allowed at a fraction; None where it is left to Pillow.
+
+    Only powers of two: other fractions cost more than they save. Raises ImageError where the data end early, which
+    Pillow overlooks before an end marker.
+    """
+    if image.format not in ("JPEG", "MPO"):
+        return None
+    factor = 1
+    while min_side and factor < 8 and max(image.size) >= min_side * factor * 2:
+        factor *= 2
+    try:
+        least = {"min_width": -(-image.width // factor), "min_height": -(-image.height // factor)}
+        pixels: RGB = simplejpeg.decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "RGB", **least)
+    except ValueError as error:
+        if "premature end" in str(error).lower():
+            raise ImageError("truncated", "The picture's data end early.") from error
+        return None  # damaged, or only unusual: Pillow decides
+    if image.mode != "RGB":
+        return None
     profile = image.info.get("icc_profile")
-    image = ImageOps.exif_transpose(image)
+    if profile or orientation != 1:
+        fast = Image.fromarray(pixels)
+        fast.info = {"icc_profile": profile}
+        return _to_rgb(fast, orientation)
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the picture is stored, 1..8 as in EXIF; 1 where that is damaged."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF raises anything; the pixels may be whole
+        return 1
+    return int(orientation) if orientation in _TRANSPOSE else 1
+
+
+def _to_rgb(image: Image.Image, orientation: int) -> RGB:
+    profile = image.info.get("icc_profile")
+    if orientation in _TRANSPOSE:
+        image = image.transpose(_TRANSPOSE[orientation])
     if image.mode.startswith(("I", "F")):
         image = _to_eight_bits(image)
     if image.has_transparency_data:
@@ -117,11 +174,13 @@ def _to_rgb(image: Image.Image) -> RGB:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    if image.mode == "F" and values.size and np.nanmax(values) <= 1:
+    values: npt.NDArray[np.float32] = np.asarray(image, dtype=np.float32)
+    if image.mode == "F" and np.nanmax(values) <= 1:
         values = values * 255
-    elif image.mode != "F" or np.nanmax(values) > 255:
-        values = values / 257  # 65535 / 255: the full 16-bit range onto 8 bits
+    elif image.mode.startswith("I;16") or 255 < np.nanmax(values) <= 65535:
+        values = values / np.float32(257)  # 65535 / 255: the full 16-bit range onto 8 bits
+    elif np.nanmax(values) > 65535:
+        values = values / np.float32((2**31 - 1) / 255)
     return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))
 
 
@@ -154,10 +213,15 @@ def _captured_at(image: Image.Image) -> datetime | None:
 
 
 def _unidentified(data: bytes) -> ImageError:
+    if data.startswith(b"\xff\xd8") and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        return ImageError("truncated", "The picture's data end early.")
     is_riff_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     is_heif = data[4:8] == b"ftyp"
     if data.startswith(_SIGNATURES) or is_riff_webp or is_heif:
-        return ImageError("unreadable", "The file begins like a picture, but its header is damaged.")
+        return ImageError(
+            "unreadable",
+            "The file begins like a picture, but can't be opened: it is damaged or of an unusual kind.",
+        )
     return ImageError("unsupported", "The content is none of the picture formats that agewatch reads.")
 
 

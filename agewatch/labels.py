@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from agewatch import archive
 from agewatch.archive import FileRef
 from agewatch.errors import ImageError, LabelError, UsageError
-from agewatch.faces import Detector, Face, cut_chip, whole_picture
+from agewatch.faces import Face, YuNet, look
 from agewatch.images import RGB, decode, quality
 
 SPLITS = {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1}
@@ -30,6 +30,7 @@ OLDEST = 122
 NEAR_DUPLICATE_BITS = 6
 """Faces whose 128-bit difference hashes differ in at most so many bits are kept in one split."""
 _SAMPLE = 200
+_SPLIT_SALT = 0  # never the recipe's seed: a picture must stay in its split from one training to the next
 _EXTRACTED = (
     "content_hash", "width", "height", "box_x", "box_y", "box_w", "box_h", "landmarks", "face_score",
     "brightness", "contrast", "sharpness",
@@ -73,24 +74,31 @@ def read_sources(sources: Sequence[Path]) -> list[Labelled]:
     """List labelled pictures from several sources, each a folder with one subfolder an age, or a CSV file.
 
     A CSV has columns path and age, optionally sex and ethnicity; paths are relative to the folder of the CSV's own
-    name without suffix where that exists, else to the CSV's folder. Such a CSV beside a folder also adds its sex and
-    ethnicity to the folder's pictures. Raises UsageError (nothing there) or LabelError (no labels in it).
+    name without suffix where that exists, else to the CSV's folder. Where such a CSV lies beside a folder, it is
+    read in the folder's place. Raises UsageError (nothing there, equal names) or LabelError (no labels in it).
     """
     labelled: list[Labelled] = []
-    for source in sources:
-        table = source if source.suffix == ".csv" else source.with_name(source.name + ".csv")
+    roots: dict[str, Path] = {}
+    for source in map(Path.resolve, sources):
+        table = source if source.suffix.lower() == ".csv" else source.with_name(source.name + ".csv")
         if table.is_file():
-            labelled += _read_csv(table)
+            found = list(_read_csv(table))
         elif source.is_dir():
-            labelled += _read_age_folders(source)
+            found = list(_read_age_folders(source))
         else:
             raise UsageError(f"There is no folder or CSV file {source}.")
+        for item in found:
+            if roots.setdefault(item.source.name, item.source) != item.source:
+                raise UsageError(
+                    f"Two sources are named {item.source.name}: rename one, their pictures would be mixed up."
+                )
+        labelled += found
     if not labelled:
         raise LabelError("The sources hold no labelled pictures.")
     return labelled
 
 
-def prepare(labelled: Sequence[Labelled], *, size: int, chip_scale: float, seed: int, workers: int) -> Faces:
+def prepare(labelled: Sequence[Labelled], *, size: int, chip_scale: float, workers: int) -> Faces:
     """Extract faces, features and chips, drop what can't be trained on (with the reason), and split without leaks.
 
     A source is taken as crops (the picture is the face) or as pictures to detect faces in by a look at its first
@@ -110,37 +118,45 @@ def prepare(labelled: Sequence[Labelled], *, size: int, chip_scale: float, seed:
         reasons = table["reason"].value_counts().to_dict()
         raise LabelError(f"No face is left to train on: {reasons}.")
     table["group"] = _groups(table, chips)
-    table["split"] = _split(table, seed)
+    table["split"] = _split(table)
     return Faces(table, chips)
 
 
 def _read_csv(table: Path) -> Iterable[Labelled]:
     folder = table.with_suffix("")
     root = (folder if folder.is_dir() else table.parent).resolve()
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"path", "age"} <= set(reader.fieldnames or ()):
-            raise LabelError(f"{table} needs the columns path and age.")
-        for line, row in enumerate(reader, start=2):
-            try:
-                age = int(float(row["age"]))
-            except ValueError as error:
-                raise LabelError(f"{table}, line {line}: '{row['age']}' is no age.") from error
-            reference = FileRef(archive.encode_path(os.fsencode(row["path"])), 0, 0)
-            yield Labelled(root, reference, age, row.get("sex") or None, row.get("ethnicity") or None)
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"path", "age"} <= set(reader.fieldnames or ()):
+                raise LabelError(f"{table} needs the columns path and age.")
+            for line, row in enumerate(reader, start=2):
+                yield _labelled(root, row, f"{table}, line {line}")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LabelError(f"{table} can't be read as a CSV file in UTF-8: {error}.") from error
+
+
+def _labelled(root: Path, row: dict[str, str | None], where: str) -> Labelled:
+    try:
+        age = int(np.floor(float(row["age"] or "")))
+    except (ValueError, OverflowError) as error:
+        raise LabelError(f"{where}: '{row['age']}' is no age.") from error
+    if not row["path"]:
+        raise LabelError(f"{where}: the path is empty.")
+    file = FileRef(archive.encode_path(os.fsencode(row["path"])), None, None)
+    return Labelled(root, file, age, row.get("sex") or None, row.get("ethnicity") or None)
 
 
 def _read_age_folders(source: Path) -> Iterable[Labelled]:
-    root = source.resolve()
-    for file in archive.find(root).files:
+    for file in archive.find(source).files:
         folder = file.path.split("/")[0]
-        if folder.isdigit():
-            yield Labelled(root, file, int(folder))
+        if folder.isdecimal():
+            yield Labelled(source, file, int(folder))
 
 
 def _mode_of(source: Path, labelled: Sequence[Labelled]) -> Literal["crop", "detect"]:
     """Crops are recognised by faces that fill the picture; where few faces are found, crops are assumed."""
-    detector, coverage, read = Detector(), [], 0
+    detector, coverage, read = YuNet(), [], 0
     sample = [item for item in labelled if item.source == source]
     for item in sample[:: max(1, len(sample) // _SAMPLE)]:
         try:
@@ -154,12 +170,12 @@ def _mode_of(source: Path, labelled: Sequence[Labelled]) -> Literal["crop", "det
     return "detect" if most_have_faces and float(np.median(coverage)) < _MODE_COVERAGE else "crop"
 
 
-_detector: Detector | None = None  # one a worker process
+_detector: YuNet | None = None  # one a worker process
 
 
 def _extract(task: tuple[Labelled, str, int, float]) -> tuple[dict[str, object], RGB | None]:
     global _detector
-    _detector = _detector or Detector()
+    _detector = _detector or YuNet()
     item, mode, size, chip_scale = task
     record: dict[str, object] = {
         "source": item.source.name, "path": item.file.path, "age": item.age, "sex": item.sex,
@@ -168,17 +184,16 @@ def _extract(task: tuple[Labelled, str, int, float]) -> tuple[dict[str, object],
     try:
         data = item.file.read(item.source)
         record["content_hash"] = blake2b(data, digest_size=32).hexdigest()
-        rgb = decode(data).rgb
+        seen = look(data, _detector, scale=chip_scale, size=size)
+        whole = seen if mode == "detect" else look(data, None, scale=chip_scale, size=size)
     except ImageError as refusal:
         return record | {"reason": refusal.code}, None
-    record |= {"width": rgb.shape[1], "height": rgb.shape[0]}
-    faces = _detector(rgb)
-    if faces:
-        record |= _found_columns(faces[0])
-    if mode == "detect" and not faces:
+    record |= {"width": seen.width, "height": seen.height}
+    if seen.faces:
+        record |= _found_columns(seen.faces[0])
+    if not whole.chips:
         return record | {"reason": "no_face"}, None
-    face = faces[0] if mode == "detect" else whole_picture(rgb)
-    chip = cut_chip(rgb, face, scale=chip_scale, size=size)
+    chip = whole.chips[0]
     measured = quality(chip)
     record |= {name: getattr(measured, name) for name in ("brightness", "contrast", "sharpness")}
     return record, chip
@@ -226,13 +241,13 @@ def _difference_hash(chip: RGB) -> npt.NDArray[np.uint64]:
     return np.packbits(bits).view(np.uint64)
 
 
-def _split(table: pd.DataFrame, seed: int) -> list[str | None]:
+def _split(table: pd.DataFrame) -> list[str | None]:
     """Give whole groups to splits, stratified by source and decade, by a hash that does not depend on order."""
     usable = table[table["reason"].isna()]
     groups = usable.groupby("group").agg(
         key=("content_hash", "min"), source=("source", "first"), age=("age", "min"), size=("age", "size")
     )
-    groups["rank"] = [blake2b(f"{seed}:{key}".encode()).hexdigest() for key in groups["key"]]
+    groups["rank"] = [blake2b(f"{_SPLIT_SALT}:{key}".encode()).hexdigest() for key in groups["key"]]
     split_of: dict[int, str] = {}
     bounds = np.cumsum(list(SPLITS.values()))
     for _, stratum in groups.sort_values("rank").groupby(["source", groups["age"] // 10]):

@@ -7,6 +7,7 @@ and `model.safetensors`. Torch is imported only when the network itself is asked
 import dataclasses
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -104,7 +105,7 @@ class Spec:
         return json.dumps({"architecture": {"members": content.pop("members")}, **content}, indent=1, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> "Spec":
+    def from_json(cls, text: str | bytes) -> "Spec":
         """Parse `model.json`. Raises ModelError where it is damaged or needs another revision of this code."""
         try:
             content = json.loads(text)
@@ -178,7 +179,7 @@ class AgeModel:
     def load(cls, path: Path) -> "AgeModel":
         """Open a `.mar` file, or the folder it was unpacked to. Raises ModelError where that is impossible."""
         read = _reader(path)
-        return cls(Spec.from_json(read("model.json").decode()), read("model.safetensors"))
+        return cls(Spec.from_json(read("model.json")), read("model.safetensors"))
 
 
 def read_reference(path: Path) -> bytes:
@@ -232,7 +233,7 @@ def _reader(path: Path) -> Callable[[str], bytes]:
             raise ModelError(f"There is no model at {path}.") from error
         except KeyError as error:
             raise ModelError(f"{path} holds no {name}: it is no agewatch model.") from error
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise ModelError(f"The model {path} can't be read: {error}.") from error
 
     return read

@@ -21,6 +21,7 @@ class AgeNetwork(nn.Module):
 
     shift: Tensor
     scale: Tensor
+    years: Tensor
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -31,6 +32,8 @@ class AgeNetwork(nn.Module):
         # Folded: (x / 255 - mean) / std. Not persistent: the spec holds them.
         self.register_buffer("shift", torch.tensor(spec.preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("scale", torch.tensor(spec.preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+        self.register_buffer("years", torch.from_numpy(spec.labels.years), persistent=False)
 
     def normalise(self, chips: Tensor) -> Tensor:
         """Turn uint8 chips (n, size, size, 3) into the members' float input (n, 3, size, size)."""

@@ -1,6 +1,7 @@
 """A trained model and the handler -> one `.mar` that both TorchServe and batch scoring open."""
 
 import dataclasses
+import io
 import os
 import re
 import shutil
@@ -9,6 +10,9 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from agewatch.errors import ModelError, UsageError
 from agewatch.model import AgeModel, read_reference
@@ -28,7 +32,7 @@ def package(run_folder: Path, *, version: str, store: Path) -> Path:
         raise UsageError(f"{target} exists already; choose another version.")
     trained = AgeModel.load(run_folder)
     model = dataclasses.replace(trained, spec=dataclasses.replace(trained.spec, version=version))
-    reference = read_reference(run_folder)
+    reference = _renamed(read_reference(run_folder), model.id)
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store, prefix=".packaging-") as folder:
         stage = Path(folder)
@@ -38,6 +42,17 @@ def package(run_folder: Path, *, version: str, store: Path) -> Path:
             raise ModelError(f"The archive made from {run_folder} holds another model than the folder.")
         made.replace(target)
     return target
+
+
+def _renamed(reference: bytes, model_id: str) -> bytes:
+    """The reference rows under the id that the model has once it is packaged."""
+    rows = pq.read_table(io.BytesIO(reference))
+    place = rows.schema.get_field_index("model")
+    if place >= 0:
+        rows = rows.set_column(place, "model", pa.array([model_id] * len(rows), pa.string()))
+    file = io.BytesIO()
+    pq.write_table(rows, file)
+    return file.getvalue()
 
 
 def _stage(model: AgeModel, reference: bytes, content: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.fs as fs
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
@@ -57,9 +58,8 @@ SCHEMA = pa.schema(
         pa.field("scored_at", _TIME, nullable=False),
     ]
 )
-RETRIED_STATUSES = ("denied", "vanished")
-"""Files with these statuses never count as scored."""
-
+TIDY_COMMITS = 100
+"""So many commits apart a table's small files are merged."""
 _FLOATS = frozenset(field.name for field in SCHEMA if pa.types.is_float32(field.type))
 _ROOT_PROPERTY = "agewatch.root."
 _MAX_ATTEMPTS = 50
@@ -87,7 +87,7 @@ def read(
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
     """Read the current rows, all or those of one archive, model id and mode. Raises TableError where there is none."""
-    return _read(_open(folder), _filter(archive=archive, model=model, mode=mode), columns)
+    return _read(_open(folder), folder, _filter(archive=archive, model=model, mode=mode), columns)
 
 
 def archives(folder: Path) -> dict[str, Path]:
@@ -130,7 +130,7 @@ def export(
     where = _latest(folder, [archive] if archive else names, model)
     if statuses:
         where = where & pc.field("status").isin(list(statuses))
-    batches = table.to_pyarrow_dataset().to_batches(columns=SCHEMA.names, filter=where)
+    batches = _dataset(table, folder).to_batches(columns=SCHEMA.names, filter=where)
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -146,11 +146,14 @@ def export(
 def _latest(folder: Path, names: Sequence[str], model: str | None) -> ds.Expression:
     if model is None:
         return pc.field("archive").isin(list(names))
-    where = pc.scalar(False)
+    where, scored = pc.scalar(False), False
     for name in names:
         with suppress(TableError):  # an archive that this model has not scored
             mode = latest_mode(folder, archive=name, model=model)
             where = where | _filter(archive=name, model=model, mode=mode)
+            scored = True
+    if not scored:
+        raise TableError(f"The table has no rows of the model {model} there: run `agewatch score` first.")
     return where
 
 
@@ -224,6 +227,7 @@ class Writer:
         self._table = self._claim(str(root.resolve()))
         self.stored = self._state(self._key)
         self._others_wrote = False
+        self._holders: dict[str | None, str] | None = None
 
     def write(self, rows: Rows) -> int:
         """Commit the rows of some files at once, replacing those files' earlier rows; returns the rows written.
@@ -246,12 +250,36 @@ class Writer:
                 raise TableError(f"The table {self._folder} can't be written: {error}.") from error
             else:
                 self.stored.update(_summarise(pa.Table.from_pylist(rows, SCHEMA)))
+                self._tidy()
                 return len(rows)
         raise TableError(f"The table {self._folder} stayed busy: {_MAX_ATTEMPTS} commits were refused.")
 
-    def rows_of(self, paths: Sequence[str]) -> Rows:
+    def holder(self, content_hash: str, *, rather: str) -> str | None:
+        """Return the path of a stored file with this content, `rather` where it is one, None where there is none."""
+        stored = self.stored.get(rather)
+        if stored is not None and stored.content_hash == content_hash:
+            return rather
+        if self._holders is None:  # built once, when the first copied or moved file turns up
+            self._holders = {file.content_hash: path for path, file in self.stored.items()}
+        return self._holders.get(content_hash)
+
+    def _tidy(self) -> None:
+        """Every so many commits: merge small files, and open the table afresh, whose log grows slow to hold.
+
+        Another run that writes at this moment comes first.
+        """
+        version = self._table.version()
+        if version % TIDY_COMMITS:
+            return
+        with suppress(CommitFailedError):
+            self._table.optimize.compact(commit_properties=CommitProperties(max_commit_retries=0))
+        version = self._table.version()
+        self._table = DeltaTable(self._folder)
+        self._others_wrote |= self._table.version() != version
+
+    def rows_of(self, paths: Iterable[str]) -> Rows:
         """Return the stored rows of some files of this archive, model and mode."""
-        rows: Rows = _read(self._table, self._key & pc.field("path").isin(list(paths))).to_pylist()
+        rows: Rows = _read(self._table, self._folder, self._key & pc.field("path").isin(list(paths))).to_pylist()
         return rows
 
     def _commit(self, rows: Rows) -> None:
@@ -273,7 +301,7 @@ class Writer:
 
     def _state(self, where: ds.Expression) -> dict[str, Stored]:
         columns = ["path", "status", "bytes", "mtime_ns", "content_hash"]
-        return _summarise(_read(self._table, where, columns))
+        return _summarise(_read(self._table, self._folder, where, columns))
 
     def _claim(self, root: str) -> DeltaTable:
         """Open or create the table and bind the archive's name to its root in the table's own properties."""
@@ -307,9 +335,17 @@ def _open(folder: Path) -> DeltaTable:
         raise TableError(f"There is no predictions table at {folder}: run `agewatch score` first.") from error
 
 
-def _read(table: DeltaTable, where: ds.Expression | None, columns: Sequence[str] | None = None) -> pa.Table:
+def _dataset(table: DeltaTable, folder: Path) -> ds.Dataset:
+    # Arrow's own file system: delta-rs's calls back into Python from reader threads, which aborts one exit in ten.
+    files = fs.SubTreeFileSystem(str(folder.resolve()), fs.LocalFileSystem())
+    return table.to_pyarrow_dataset(filesystem=files)
+
+
+def _read(
+    table: DeltaTable, folder: Path, where: ds.Expression | None, columns: Sequence[str] | None = None
+) -> pa.Table:
     try:
-        found = table.to_pyarrow_dataset().to_table(columns=list(columns or SCHEMA.names), filter=where)
+        found = _dataset(table, folder).to_table(columns=list(columns or SCHEMA.names), filter=where)
     except (DeltaError, OSError, pa.ArrowException) as error:
         raise TableError(f"The predictions table can't be read: {error}.") from error
     return found
@@ -336,7 +372,7 @@ def _summarise(rows: pa.Table) -> dict[str, Stored]:
 
 def _same_file(row: Mapping[str, Any], stored: Stored) -> bool:
     same = (row["bytes"], row["mtime_ns"]) == (stored.bytes, stored.mtime_ns)
-    return same and stored.status not in RETRIED_STATUSES
+    return same and stored.content_hash is not None
 
 
 def _quote(text: str) -> str:

@@ -1,64 +1,36 @@
 """Shard + engine -> rows: the main path of batch scoring.
 
-Workers are spawned processes of one thread each; a worker turns a shard of files into rows, and this process alone
-writes them, one commit a shard.
+Worker processes turn shards of files into rows; this process alone writes them, one commit a shard.
 """
 
 import os
-import signal
+import tempfile
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 
-from agewatch import archive, predictions
-from agewatch.archive import FileRef
-from agewatch.engine import Engine, EngineName, Precision, open_engine
-from agewatch.errors import AgewatchError, ImageError, UsageError
-from agewatch.faces import Detector, Face, cut_chip, whole_picture
-from agewatch.images import Picture, decode, quality
+from agewatch import archive
+from agewatch.archive import FileRef, Listing
+from agewatch.engine import EngineName, Precision
+from agewatch.errors import UsageError
 from agewatch.model import AgeModel
-from agewatch.predictions import Rows, Stored
+from agewatch.pool import score_shards
+from agewatch.predictions import Rows, Stored, Writer
+from agewatch.rows import Job, Mode, Scored, hash_key
 
-Mode = Literal["detect", "crop"]
+Again = Literal["nothing", "refused", "all"]
+"""What is scored although the table holds it: nothing, the refused files, or all."""
 
 SHARD_FILES = 256
 """Files a commit: small enough to lose little when killed, large enough that commits cost little."""
-BATCH_CHIPS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """How to score, in a form that travels to worker processes."""
-
-    root: Path
-    archive: str
-    model_path: Path
-    mode: Mode
-    engine: EngineName
-    precision: Precision
-    cache: Path
-    run_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A worker's answer for a shard: rows, and files whose bytes are what the table already holds."""
-
-    files: int
-    rows: Rows
-    unchanged: Sequence[FileRef]
 
 
 @dataclass
@@ -66,6 +38,7 @@ class Summary:
     """State of one archive for one model and mode after a run; counts are over all files found.
 
     `scored` files went through this run, `skipped` ones had rows already; `faces_per_s` is of this run.
+    `disappeared` files have rows and are no longer there.
     """
 
     archive: str
@@ -84,8 +57,9 @@ class Summary:
     seconds: float
     faces_per_s: float
     predictions: str
-    exit_code: int
+    exit_code: int = 0
     unlisted: list[str] = field(default_factory=list)
+    disappeared_paths: list[str] = field(default_factory=list)
 
     @property
     def refused_share(self) -> float:
@@ -113,14 +87,15 @@ def score_archive(
     workers: int | None = None,
     max_refused: float = 0.05,
     name: str | None = None,
-    rescore: bool = False,
+    again: Again = "nothing",
     progress: Progress = unwatched,
 ) -> Summary:
     """Score every picture below `root` that the table does not hold yet, and return the archive's state.
 
-    `exit_code` of the summary is 3 where the refused share of all files found exceeds `max_refused`, else 0; rows
-    are committed whatever it is. Raises UsageError (no such folder, archive name taken), ModelError, TableError, or
-    AgewatchError where a worker process died; what was committed before stays.
+    `exit_code` of the summary is 1 where a folder can't be listed, as what it holds is not known, 3 where the refused
+    share of all files found exceeds `max_refused`, else 0; rows are committed whatever it is. Raises UsageError (no
+    such folder, archive name taken), ModelError, TableError, or AgewatchError where no worker process can start; what
+    was committed before stays.
     """
     started = perf_counter()
     root = root.resolve()
@@ -130,196 +105,110 @@ def score_archive(
     listing = archive.find(root)
     model = AgeModel.load(model_path)
     job = Job(root, name, model_path, mode, engine, precision, cache, _run_id())
-    writer = predictions.Writer(table, archive=job.archive, root=root, model=model.id, mode=mode)
-    known = writer.stored.copy()
-    pending = [file for file in listing.files if rescore or not is_scored(file, known.get(file.path))]
+    writer = Writer(table, archive=name, root=root, model=model.id, mode=mode)
+    pending = [file for file in listing.files if not _is_scored(file, writer.stored.get(file.path), again)]
     counts: Counter[str] = Counter()
     done, engine_name = 0, None
     progress(0, len(pending), counts)
-    for scored in _score_all(job, pending, {} if rescore else known, workers or len(os.sched_getaffinity(0))):
-        writer.write(scored.rows + _touched(writer, scored.unchanged))
+    for scored in _score(job, pending, writer, workers or len(os.sched_getaffinity(0)), again):
+        writer.write(scored.rows)
         counts.update(row["status"] for row in scored.rows)
         done += scored.files
         engine_name = scored.rows[0]["engine"] if scored.rows else engine_name
         progress(done, len(pending), counts)
-    state = [writer.stored[file.path] for file in listing.files if file.path in writer.stored]
-    statuses = Counter(stored.status for stored in state)
-    refused = {code: n for code, n in sorted(statuses.items()) if code not in ("ok", "no_face")}
-    seconds = perf_counter() - started
     summary = Summary(
-        archive=job.archive,
+        archive=name,
         run_id=job.run_id,
         model=model.id,
         mode=mode,
         engine=engine_name,
-        found=len(listing.files),
-        ignored=listing.ignored,
-        skipped=len(listing.files) - len(pending),
         scored=len(pending),
-        faces=sum(stored.faces for stored in state),
-        no_face=statuses["no_face"],
-        refused=refused,
-        disappeared=len(writer.stored.keys() - {file.path for file in listing.files}),
-        seconds=round(seconds, 3),
+        seconds=round(seconds := perf_counter() - started, 3),
         faces_per_s=round(counts["ok"] / seconds, 1),
         predictions=str(table.resolve()),
-        exit_code=0,
-        unlisted=listing.unlisted,
+        **_state(listing, writer.stored, len(pending)),
     )
-    summary.exit_code = 3 if summary.refused_share > max_refused else 0
-    return summary
+    over_budget = summary.refused_share > max_refused
+    return replace(summary, exit_code=1 if listing.unlisted else 3 if over_budget else 0)
 
 
-def is_scored(file: FileRef, stored: Stored | None) -> bool:
+def _is_scored(file: FileRef, stored: Stored | None, again: Again) -> bool:
     """Tell whether the table's rows stand for this state of the file, by size and modification time."""
-    if stored is None or stored.status in predictions.RETRIED_STATUSES:
+    if stored is None or again == "all" or stored.content_hash is None:  # not read: `denied`, `vanished`, a bad disk
+        return False
+    if again == "refused" and stored.status not in ("ok", "no_face"):
         return False
     return (stored.bytes, stored.mtime_ns) == (file.bytes, file.mtime_ns)
 
 
-class Scorer:
-    """Turns files into rows. Holds one engine and, in detect mode, one detector; not thread-safe."""
-
-    def __init__(self, job: Job) -> None:
-        model = AgeModel.load(job.model_path)
-        self._job = job
-        self._model = model
-        self._model_id = model.id
-        self._engine: Engine = open_engine(model, cache=job.cache, engine=job.engine, precision=job.precision)
-        self._detector = Detector() if job.mode == "detect" else None
-
-    def score(self, files: Sequence[FileRef], hashes: dict[str, str]) -> Scored:
-        """Score a shard. `hashes` maps paths to the content hash that the table holds; equal bytes are not rerun."""
-        rows: Rows = []
-        unchanged: list[FileRef] = []
-        waiting: list[tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.uint8]]]] = []
-        for file in files:
-            row = self._row(file)
-            try:
-                data = file.read(self._job.root)
-                row["content_hash"] = blake2b(data, digest_size=32).hexdigest()
-                if hashes.get(file.path) == row["content_hash"]:
-                    unchanged.append(file)
-                    continue
-                picture = decode(data)
-            except ImageError as refusal:
-                rows.append(row | {"status": refusal.code, "error": str(refusal)})
-                continue
-            row |= _picture_columns(picture)
-            faces = self._detector(picture.rgb) if self._detector else [whole_picture(picture.rgb)]
-            if not faces:
-                rows.append(row | {"status": "no_face"})
-            for index, face in enumerate(faces):
-                chip = self._chip(picture, face)
-                waiting.append((row | {"status": "ok", "face": index} | _face_columns(face, chip), chip))
-            while len(waiting) >= BATCH_CHIPS:
-                rows += self._with_ages(waiting[:BATCH_CHIPS])
-                waiting = waiting[BATCH_CHIPS:]
-        rows += self._with_ages(waiting)
-        return Scored(len(files), rows, unchanged)
-
-    def _row(self, file: FileRef) -> dict[str, Any]:
-        return {
-            "archive": self._job.archive,
-            "path": file.path,
-            "bytes": file.bytes,
-            "mtime_ns": file.mtime_ns,
-            "model": self._model_id,
-            "mode": self._job.mode,
-            "engine": self._engine.name,
-            "run_id": self._job.run_id,
-            "scored_at": datetime.now(UTC),
-        }
-
-    def _chip(self, picture: Picture, face: Face) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        spec = self._model.spec
-        return cut_chip(picture.rgb, face, scale=spec.preprocessing.chip_scale, size=spec.image_size)
-
-    def _with_ages(self, waiting: Sequence[tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.uint8]]]]) -> Rows:
-        if not waiting:
-            return []
-        ages = self._model.estimate(self._engine(np.stack([chip for _, chip in waiting])))
-        return [
-            row | {"age": float(age), "age_low": float(low), "age_high": float(high)}
-            for (row, _), age, low, high in zip(waiting, ages.age, ages.low, ages.high, strict=True)
-        ]
-
-
-def _picture_columns(picture: Picture) -> dict[str, Any]:
-    height, width = picture.rgb.shape[:2]
-    return {"width": width, "height": height, "captured_at": picture.captured_at}
-
-
-def _face_columns(face: Face, chip: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, Any]:
-    measured = quality(chip)
-    box = dict(zip(("box_x", "box_y", "box_w", "box_h"), face.box, strict=True))
-    return box | {
-        "face_score": face.score,
-        "brightness": measured.brightness,
-        "contrast": measured.contrast,
-        "sharpness": measured.sharpness,
-    }
-
-
-def _touched(writer: predictions.Writer, files: Sequence[FileRef]) -> Rows:
-    """The stored rows of files whose bytes did not change, with the new modification time."""
-    if not files:
-        return []
-    mtimes = {file.path: file.mtime_ns for file in files}
-    return [row | {"mtime_ns": mtimes[row["path"]]} for row in writer.rows_of(list(mtimes))]
-
-
-_scorer: Scorer | None = None  # one a worker process
-
-
-def _start_worker(job: Job) -> None:
-    global _scorer
-    _scorer = Scorer(job)
-
-
-def _work(files: Sequence[FileRef], hashes: dict[str, str]) -> Scored:
-    assert _scorer is not None
-    return _scorer.score(files, hashes)
-
-
-def _score_all(job: Job, pending: Sequence[FileRef], known: dict[str, Stored], workers: int) -> Iterator[Scored]:
-    """Score shards in worker processes and yield the answers in order, a bounded number under way."""
+def _score(job: Job, pending: Sequence[FileRef], writer: Writer, workers: int, again: Again) -> Iterator[Scored]:
+    """Score shards, with the table's own rows in place of new ones for content that it holds already."""
     if not pending:
         return
-    size = max(8, min(SHARD_FILES, len(pending) // (workers * 2) + 1))
-    under_way: deque[Future[Scored]] = deque()
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job,)) as pool:
-        try:
-            for shard in archive.shards(pending, size):
-                hashes = {
-                    file.path: digest
-                    for file in shard
-                    if (stored := known.get(file.path)) and (digest := stored.content_hash)
-                }
-                with _uninterrupted():
-                    under_way.append(pool.submit(_work, shard, hashes))
-                if len(under_way) > workers * 2:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
-        except BrokenProcessPool as error:
-            raise AgewatchError(
-                "A worker process died. Rows written so far are kept; run the command again."
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    size = max(16, min(SHARD_FILES, len(pending) // (workers * 8) + 1))
+    mistaken: list[FileRef] = []
+    with _known_content(writer.stored if again == "nothing" else {}) as known:
+        for scored in score_shards(replace(job, known=known), archive.shards(pending, size), workers):
+            copies, unknown = _copies(writer, scored.same, job.run_id)
+            mistaken += unknown
+            yield Scored(scored.files - len(unknown), scored.rows + copies, [])
+    yield from score_shards(job, archive.shards(mistaken, size), workers) if mistaken else ()
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Block SIGINT meanwhile: workers, which start here and inherit it, leave Ctrl-C to this process."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _known_content(stored: dict[str, Stored]) -> Iterator[Path | None]:
+    """Yield a file of sorted hash keys for the workers, which map it instead of holding a copy each."""
+    keys = np.array([hash_key(file.content_hash) for file in stored.values() if file.content_hash], np.uint64)
+    if not len(keys):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="agewatch-") as folder:
+        path = Path(folder) / "known.npy"
+        np.save(path, np.sort(keys))
+        yield path
+
+
+def _copies(writer: Writer, same: Sequence[tuple[FileRef, str]], run_id: str) -> tuple[Rows, list[FileRef]]:
+    """Rows for files whose content the table holds, and files of which that was not true after all.
+
+    A file that was only touched keeps its rows but for the time; one that was copied or moved gets rows of its own.
+    """
+    if not same:
+        return [], []
+    holders = {file.path: writer.holder(digest, rather=file.path) for file, digest in same}
+    rows_at: dict[str, Rows] = {}
+    for row in writer.rows_of({holder for holder in holders.values() if holder is not None}):
+        rows_at.setdefault(row["path"], []).append(row)
+    copies: Rows = []
+    unknown: list[FileRef] = []
+    for file, digest in same:
+        found = [row for row in rows_at.get(holders[file.path] or "", []) if row["content_hash"] == digest]
+        if not found:
+            unknown.append(file)
+        changed: dict[str, Any] = {"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns}
+        if found and found[0]["path"] != file.path:
+            changed |= {"run_id": run_id, "scored_at": datetime.now(UTC)}
+        copies += [row | changed for row in found]
+    return copies, unknown
+
+
+def _state(listing: Listing, stored: dict[str, Stored], scored: int) -> dict[str, Any]:
+    """The part of a summary that counts what the table holds of the files found, and what it holds beyond."""
+    found = {file.path for file in listing.files}
+    state = [stored[path] for path in found if path in stored]
+    statuses = Counter(file.status for file in state)
+    gone = sorted(stored.keys() - found)
+    return {
+        "found": len(found),
+        "ignored": listing.ignored,
+        "skipped": len(found) - scored,
+        "faces": sum(file.faces for file in state),
+        "no_face": statuses["no_face"],
+        "refused": {code: n for code, n in sorted(statuses.items()) if code not in ("ok", "no_face")},
+        "disappeared": len(gone),
+        "unlisted": listing.unlisted,
+        "disappeared_paths": gone,
+    }
 
 
 def _run_id() -> str:

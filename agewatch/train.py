@@ -33,7 +33,7 @@ from agewatch.labels import SPLITS, Faces, prepare, read_sources
 from agewatch.model import AgeModel, Calibration, Floats, Labels, Member, Preprocessing, Spec
 from agewatch.network import AgeNetwork, to_bytes
 from agewatch.predictions import SCHEMA
-from agewatch.score import Job, Mode, Scorer
+from agewatch.rows import Job, Mode, Scorer
 
 Log = Callable[[str], None]
 
@@ -100,8 +100,7 @@ def train(
     labelled = read_sources(sources)
     log(f"Reading {len(labelled)} labelled pictures ...")
     faces = prepare(
-        labelled, size=spec.image_size, chip_scale=spec.preprocessing.chip_scale,
-        seed=config.seed, workers=workers,
+        labelled, size=spec.image_size, chip_scale=spec.preprocessing.chip_scale, workers=workers,
     )  # fmt: skip
     _require_enough(faces, config)
     run.mkdir(parents=True, exist_ok=True)
@@ -111,7 +110,7 @@ def train(
     _log_faces(faces, log)
 
     network = AgeNetwork(spec)
-    network.load_state_dict(state, strict=False)
+    _load_start(network, state)
     log("Ridge and SVR on frozen embeddings ...")
     frozen = _frozen_candidates(network, faces)
 
@@ -142,9 +141,24 @@ def train(
     return Trained(run, folder, tables)
 
 
-def distributions(engine: Engine, chips: RGB, batch: int = 64) -> Floats:
+def distributions(engine: Engine, chips: RGB) -> Floats:
     """Run an engine over many chips (n, size, size, 3); returns (n, bins)."""
+    batch = 64
     return np.concatenate([engine(chips[start : start + batch]) for start in range(0, len(chips), batch)])
+
+
+def _load_start(network: AgeNetwork, state: dict[str, torch.Tensor]) -> None:
+    """Load all that the starting point has; only a new head may be missing in it."""
+    try:
+        missing, unexpected = network.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ModelError(f"The weights to start from do not fit the network: {error}.") from error
+    member: Any = network.members[0]
+    head = {id(parameter) for parameter in member.get_classifier().parameters()}
+    new = {name for name, parameter in network.named_parameters() if id(parameter) in head}
+    missing = [name for name in missing if name not in new and not name.endswith("num_batches_tracked")]
+    if state and (missing or unexpected):
+        raise ModelError(f"The weights to start from do not fit the network: {[*missing, *unexpected][:3]}.")
 
 
 def _starting_point(config: TrainConfig, start: Path | None) -> tuple[Spec, dict[str, torch.Tensor]]:
@@ -229,7 +243,7 @@ def _metrics(
     return {
         "held_out": {name: evaluate.as_records(table) for name, table in tables.items()},
         "interval": {
-            "coverage": evaluate.coverage_share(found.low, found.high, faces.ages(test)),
+            "coverage": evaluate.coverage_share(found.low, found.high, faces.ages(test), model.spec.labels),
             "mean_width_years": float((found.high - found.low).mean()),
             "n": len(test),
         },
@@ -268,7 +282,7 @@ def _reference(faces: Faces, folder: Path, roots: dict[str, Path]) -> pa.Table:
         for mode in modes:
             cache = folder.parent / "cache"
             job = Job(roots[str(source)], str(source), folder, mode, "openvino", "f32", cache, "reference")
-            scored = [row | {"bytes": None, "mtime_ns": None} for row in Scorer(job).score(files, {}).rows]
+            scored = [row | {"bytes": None, "mtime_ns": None} for row in Scorer(job).score(files).rows]
             ages = [truth[row["path"]] if row.get("face") == 0 else None for row in scored]
             table = pa.Table.from_pylist(scored, SCHEMA)
             tables.append(table.append_column("age_true", pa.array(ages, pa.float32())))
@@ -319,6 +333,13 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str:
-    here = Path(__file__).parent
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+    """The checkout's commit, with `-dirty` where files differ from it; empty where this is no checkout."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return ""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    try:
+        answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return ""
+    return answer.stdout.strip()

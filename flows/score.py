@@ -16,7 +16,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from agewatch import score, store
-from agewatch.score import Mode, Summary
+from agewatch.rows import Mode
+from agewatch.score import Summary
 from agewatch.settings import Settings
 
 REPORT_SECONDS = 10.0

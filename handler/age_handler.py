@@ -15,8 +15,8 @@ import numpy as np
 
 from agewatch.engine import Precision, open_engine
 from agewatch.errors import ImageError, UsageError
-from agewatch.faces import Detector, cut_chip, whole_picture
-from agewatch.images import RGB, decode
+from agewatch.faces import YuNet, look
+from agewatch.images import RGB
 from agewatch.model import AgeModel
 
 CHIPS_A_CALL = 64
@@ -47,7 +47,7 @@ class AgeHandler:
         precision = cast(Precision, os.environ.get("AGEWATCH_PRECISION", "auto"))
         self._model = AgeModel.load(folder)
         self._engine = open_engine(self._model, cache=cache, precision=precision)
-        self._detect = Detector()
+        self._detector = YuNet()
         logger.info("%s on %s, code from %s", self._model.id, self._engine.name, inspect.getfile(AgeModel))
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
@@ -71,10 +71,9 @@ class AgeHandler:
         """Decode one picture and cut its chips; only these are kept, so one picture is held at a time."""
         try:
             mode = _mode(row, headers)
-            rgb = decode(_picture(row)).rgb
-            faces = [whole_picture(rgb)] if mode == "crop" else self._detect(rgb)
-            size, scale = self._model.spec.image_size, self._model.spec.preprocessing.chip_scale
-            chips = [cut_chip(rgb, face, scale=scale, size=size) for face in faces]
+            spec = self._model.spec
+            detector = self._detector if mode == "detect" else None
+            seen = look(_picture(row), detector, scale=spec.preprocessing.chip_scale, size=spec.image_size)
         except ImageError as error:
             return _refused(_STATUS.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY), error.code, str(error))
         except UsageError as error:
@@ -82,10 +81,9 @@ class AgeHandler:
         except Exception:  # TorchServe would answer the whole batch with 503
             logger.exception("A picture failed.")
             return _failed()
-        height, width = rgb.shape[:2]
-        found = [{"box": list(face.box), "score": face.score} for face in faces]
-        body = {"model": self._model.id, "width": width, "height": height, "faces": found}
-        return HTTPStatus.OK, body, chips
+        found = [{"box": list(face.box), "score": face.score} for face in seen.faces]
+        body = {"model": self._model.id, "width": seen.width, "height": seen.height, "faces": found}
+        return HTTPStatus.OK, body, seen.chips
 
     def _ages(self, chips: list[RGB]) -> Iterator[dict[str, float]]:
         for start in range(0, len(chips), CHIPS_A_CALL):

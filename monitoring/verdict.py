@@ -34,7 +34,7 @@ UNITS = {
 ALPHA = 0.01
 """Chance that a run without drift alarms: about one false alarm in 100 nights."""
 MATERIAL_YEARS = 0.5
-"""Smallest shift of a column in years that matters; a shift of a whole year must not be missed."""
+"""Smallest shift of a column in years that matters; a shift of half a year is no news, however many faces show it."""
 MATERIAL_DEVIATIONS = 0.1
 """Smallest shift of any other measure that matters, in standard deviations of the reference."""
 MATERIAL_SHARE = 0.05
