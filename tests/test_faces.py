@@ -1,9 +1,10 @@
+import cv2
 import numpy as np
 import pytest
 from pictures import ASTRONAUT, encoded
 from PIL import Image
 
-from agewatch.faces import Detector, Face, cut_chip, whole_picture
+from agewatch.faces import MIN_SCORE, Face, YuNet, _yunet_path, cut_chip, look, whole_picture
 from agewatch.images import decode, quality
 from agewatch.model import PREPROCESSING_REVISION
 
@@ -14,7 +15,7 @@ def astronaut(scale: float = 1.0) -> np.ndarray:
 
 
 def test_the_astronaut_has_one_face_where_it_is() -> None:
-    [face] = Detector()(astronaut())
+    [face] = YuNet()(astronaut())
     x, y, w, h = face.box
     assert 160 < x + w / 2 < 280
     assert 60 < y + h / 2 < 180
@@ -25,16 +26,46 @@ def test_the_astronaut_has_one_face_where_it_is() -> None:
 
 
 def test_a_large_picture_gives_the_same_face_in_its_own_pixels() -> None:
-    [small], [large] = Detector()(astronaut()), Detector()(astronaut(4))
+    [small], [large] = YuNet()(astronaut()), YuNet()(astronaut(4))
     assert np.array(large.box) / 4 == pytest.approx(np.array(small.box), abs=6)
 
 
+def test_yunet_finds_what_opencvs_own_detector_finds() -> None:
+    opencv = cv2.FaceDetectorYN.create(str(_yunet_path()), "", (512, 512), MIN_SCORE)
+    _, [row] = opencv.detect(astronaut()[:, :, ::-1].copy())
+    [face] = YuNet()(astronaut())
+    assert face.box == pytest.approx(row[:4].tolist(), abs=0.01)
+    assert np.ravel(face.landmarks) == pytest.approx(row[4:14], abs=0.01)
+    assert face.score == pytest.approx(row[14], abs=1e-4)
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_and_its_boxes_are_of_the_whole() -> None:
+    large = Image.fromarray(astronaut(6))
+    data = encoded(large, "JPEG", quality=90)
+    assert decode(data, min_side=1280).rgb.shape == (1536, 1536, 3)
+    seen = look(data, YuNet(), scale=1.03, size=160)
+    assert (seen.width, seen.height) == (3072, 3072)
+    [face], [small] = seen.faces, YuNet()(astronaut())
+    assert np.array(face.box) / 6 == pytest.approx(np.array(small.box), abs=6)
+    whole = cut_chip(np.asarray(large), face, scale=1.03, size=160)
+    assert np.abs(seen.chips[0].astype(int) - whole).mean() < 6
+
+
+def test_a_small_face_in_a_large_jpeg_gets_its_chip_from_the_whole_picture() -> None:
+    canvas = np.full((3000, 4000, 3), 128, np.uint8)
+    canvas[1000:1512, 1500:2012] = astronaut()
+    data = encoded(Image.fromarray(canvas), "JPEG", quality=95)
+    seen = look(data, YuNet(), scale=1.03, size=160)
+    [face], [chip] = seen.faces, seen.chips
+    assert np.abs(chip.astype(int) - cut_chip(decode(data).rgb, face, scale=1.03, size=160)).max() == 0
+
+
 def test_no_face_in_a_grey_picture_and_largest_first() -> None:
-    assert Detector()(np.full((300, 200, 3), 128, np.uint8)) == []
+    assert YuNet()(np.full((300, 200, 3), 128, np.uint8)) == []
     two = np.zeros((600, 900, 3), np.uint8)
     two[:256, :256] = astronaut(0.5)
     two[88:, 388:] = astronaut()
-    large, small = Detector()(two)
+    large, small = YuNet()(two)
     assert large.box[3] > 1.5 * small.box[3]
     assert large.box[0] > 388
 

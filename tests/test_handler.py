@@ -103,7 +103,7 @@ def test_one_bad_picture_harms_no_other(client: Client, faces: dict[str, bytes])
     [
         ({"body": b""}, 422, "empty"),
         ({"body": torn(ASTRONAUT.read_bytes())}, 422, "truncated"),
-        ({"body": b"\xff\xd8\xff nothing"}, 422, "unreadable"),
+        ({"body": b"\x89PNG\r\n\x1a\n nothing"}, 422, "unreadable"),
         ({"body": b"hello"}, 415, "unsupported"),
         ({"body": encoded(Image.new("1", (20_000, 20_000)))}, 413, "too_large"),
         ({"body": "hello, decoded by TorchServe"}, 415, "unsupported"),
@@ -179,14 +179,14 @@ def test_more_faces_than_one_call_takes_keep_their_order(client: Client, astrona
 def test_an_unexpected_failure_stays_with_its_picture(
     client: Client, faces: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    detect = client.handler._detect
+    detect = client.handler._detector
 
     def fail_on_the_large_one(rgb: Any) -> Any:
         if rgb.shape[1] == 600:
             raise RuntimeError("a bug")
         return detect(rgb)
 
-    monkeypatch.setattr(client.handler, "_detect", fail_on_the_large_one)
+    monkeypatch.setattr(client.handler, "_detector", fail_on_the_large_one)
     answers = client.ask(*({"body": faces[name]} for name in ("whole.png", "large.webp", "tilted.jpg")))
     assert [status for status, _ in answers] == [200, 500, 200]
     assert answers[1][1]["error"]["code"] == "failed"

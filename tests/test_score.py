@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import EXPECTED
 from models import tiny_model
-from pictures import encoded
+from pictures import ASTRONAUT, encoded
 from PIL import Image
 
 from agewatch import predictions
@@ -106,7 +107,7 @@ def test_only_what_changed_is_scored_again(run: Any, archive: Path, tmp_path: Pa
 
 def test_rescore_and_another_model_or_mode_score_everything(run: Any, tmp_path: Path) -> None:
     first = run()
-    assert run(rescore=True).scored == first.found
+    assert run(again="all").scored == first.found
     assert len(rows(tmp_path)["face.png"]) == 1
     other = run(model_path=tiny_model(tmp_path / "other", seed=1))
     assert other.scored == first.found
@@ -144,3 +145,114 @@ def test_wrong_usage_is_said_before_anything_is_written(run: Any, tmp_path: Path
     with pytest.raises(UsageError, match="name"):
         run(name="a/b")
     assert not (tmp_path / "table").exists()
+
+
+def test_copied_and_moved_files_get_rows_without_running_the_network(run: Any, archive: Path, tmp_path: Path) -> None:
+    run()
+    before = rows(tmp_path)
+    (archive / "copy.png").write_bytes((archive / "face.png").read_bytes())
+    (archive / "deep" / "turned.JPG").rename(archive / "moved.JPG")
+    # Another picture at a known path is no copy, whatever its time says.
+    (archive / "deep" / "er" / "grey").write_bytes(encoded(Image.new("RGB", (310, 200), "grey")))
+    summary = run()
+    after = rows(tmp_path)
+    assert (summary.scored, summary.disappeared_paths) == (3, ["deep/turned.JPG"])
+    for new, old in (("copy.png", "face.png"), ("moved.JPG", "deep/turned.JPG")):
+        [row], [known] = after[new], before[old]
+        own = {"path": new, "run_id": summary.run_id, "scored_at": row["scored_at"], "mtime_ns": row["mtime_ns"]}
+        assert row == known | own
+        assert row["scored_at"] > known["scored_at"]
+    assert after["deep/er/grey"][0]["width"] == 310
+    assert after["face.png"] == before["face.png"]
+
+
+def test_equal_files_in_one_run_get_equal_rows(run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "twins"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(encoded(Image.new("RGB", (300, 200), "grey")))
+        (folder / f"face-{name}").write_bytes(ASTRONAUT.read_bytes())
+    summary = run(root=folder, workers=1)
+    assert (summary.faces, summary.no_face) == (2, 2)
+    found = rows(tmp_path)
+    assert found["face-a.png"][0]["age"] == found["face-b.png"][0]["age"]
+    assert all(len(of_file) == 1 for of_file in found.values())
+
+
+def test_the_refused_can_be_tried_again_alone(run: Any) -> None:
+    run()
+    again = run(again="refused")
+    assert (again.scored, again.skipped) == (3, 3)
+
+
+def kill_workers(parent: int) -> None:
+    for child in psutil.Process(parent).children(recursive=True):
+        if "spawn_main" in " ".join(child.cmdline()):
+            child.kill()
+
+
+def many(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number:03}.png").write_bytes(encoded(Image.new("RGB", (64, 64), (number, 0, 0))))
+    return folder
+
+
+def test_workers_that_are_killed_lose_nothing(run: Any, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_once(done: int, total: int, _counts: Any) -> None:
+        if 0 < done < total and not killed:
+            killed.append(done)
+            kill_workers(os.getpid())
+
+    summary = run(root=many(tmp_path / "many", 120), mode="crop", progress=kill_once)
+    assert killed
+    assert (summary.found, summary.faces, summary.refused) == (120, 120, {})
+    assert all(len(of_file) == 1 for of_file in rows(tmp_path).values())
+
+
+BREAKS = """
+import os, signal, time
+import PIL.Image
+opened = PIL.Image.open
+def breaks(*arguments, **options):
+    image = opened(*arguments, **options)
+    if image.size == (65, 64):
+        {does}
+    return image
+PIL.Image.open = breaks
+"""
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from agewatch import pool, score
+if __name__ == "__main__":
+    pool.SHARD_SECONDS, pool.FILE_SECONDS = 8, 4
+    root, model, table, cache = map(Path, sys.argv[1:])
+    summary = score.score_archive(root, model_path=model, table=table, cache=cache, mode="crop", workers=2)
+    print(json.dumps([summary.refused, summary.faces]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [("os.kill(os.getpid(), signal.SIGSEGV)", "crashed"), ("time.sleep(1000)", "took more than 4 seconds")],
+)
+def test_a_picture_that_breaks_its_decoder_costs_only_itself(
+    does: str, told: str, tmp_path: Path, model_folder: Path, cache: Path
+) -> None:
+    folder = many(tmp_path / "many", 20)
+    (folder / "bad.png").write_bytes(encoded(Image.new("RGB", (65, 64), "white")))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BREAKS.format(does=does))
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, script, folder, model_folder, tmp_path / "table", cache]
+    paths = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [{"decoder_failed": 1}, 20]
+    [bad] = rows(tmp_path)["bad.png"]
+    assert told in bad["error"]
