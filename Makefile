@@ -1,11 +1,12 @@
 # make demo            set everything up, score a small archive and judge its drift
 # make demo ARCHIVE=~/Pictures
 # make test            set everything up and pass the tests
+# make soak, make bench
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo lint test chromium clean
+.PHONY: install demo lint test soak bench chromium clean
 
 install: $(VENV)/installed
 
@@ -30,6 +31,14 @@ chromium:
 	@command -v chromium >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq chromium; \
 	  else echo "The tests need Chromium: sudo apt-get install chromium"; exit 1; fi; }
+
+# The long versions of the tests of damage and of kills: some ten minutes.
+soak: install
+	AGEWATCH_SOAK=1 $(BIN)/python -m pytest -s tests/test_damage.py tests/test_kills.py
+
+# CPU cost of scoring, written to benchmarks/RESULTS.md.
+bench: install
+	$(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info dist

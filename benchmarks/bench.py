@@ -1,0 +1,164 @@
+"""What scoring costs a picture in CPU time, beside its parts and beside a pipeline that a competent user would write.
+
+Everything is measured in one run, interleaved: `make bench`, with AGEWATCH_DATA naming a folder of real pictures.
+"""
+
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from agewatch import archive
+from agewatch.engine import Precision, has_bf16, open_engine
+from agewatch.faces import DECODED_SIDE, YuNet
+from agewatch.images import decode
+from agewatch.model import AgeModel
+from agewatch.settings import Settings
+from agewatch.store import resolve
+
+ARCHIVES = {"archive_faces": "crop", "archive_portraits": "detect"}
+ROUNDS = 3
+FEW, MANY = 256, 2304
+"""The cost of a run over FEW pictures is taken off that of MANY: what is left is free of start-up."""
+RESULTS = Path(__file__).parent / "RESULTS.md"
+REFERENCE = Path(__file__).parent / "reference.py"
+AGEWATCH = Path(sys.executable).with_name("agewatch")
+PRECISIONS: tuple[Precision, ...] = ("f32", "bf16") if has_bf16() else ("f32",)
+
+
+def main() -> None:
+    """Measure, print, and write RESULTS.md."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        os.environ["AGEWATCH_HOME"] = folder
+        os.environ["OMP_NUM_THREADS"] = "1"
+        text = "\n".join([_machine(), *(_compare(name, mode, home) for name, mode in ARCHIVES.items())])
+    RESULTS.write_text(text)
+    print(text)
+
+
+def _compare(name: str, mode: str, home: Path) -> str:
+    root = Path(os.environ["AGEWATCH_DATA"]) / name if "AGEWATCH_DATA" in os.environ else _drawn(home / name)
+    found = archive.find(root).files[:MANY]
+    few, many = (_copied(root, [file.path for file in found[:n]], home / f"{name}-{n}") for n in (FEW, len(found)))
+    runs = {f"agewatch, {precision}": _ours(mode, precision, home) for precision in PRECISIONS}
+    for run in runs.values():
+        run(few)  # converts the network, once
+    runs["reference pipeline, f32"] = lambda folder: _cpu([sys.executable, REFERENCE, folder, str(resolve_model())])
+    parts = _parts([file.read(root) for file in found[:FEW]], mode, home)
+    costs: dict[str, list[float]] = {what: [] for what in (*runs, *parts)}
+    for _ in range(ROUNDS):
+        for what, run in runs.items():
+            costs[what].append(1000 * (run(many) - run(few)) / (len(found) - FEW))
+        for what, part in parts.items():
+            costs[what].append(part())
+    return _table(f"{name}, --faces {mode}, {len(found)} pictures", costs)
+
+
+def _ours(mode: str, precision: str, home: Path) -> Callable[[Path], float]:
+    def run(folder: Path) -> float:
+        table = tempfile.mkdtemp(dir=home)
+        options = ["--faces", mode, "--precision", precision, "--predictions", table, "--json"]
+        return _cpu([AGEWATCH, "score", folder, *options])
+
+    return run
+
+
+def _parts(pictures: list[bytes], mode: str, home: Path) -> dict[str, Callable[[], float]]:
+    """Milliseconds a picture of CPU of each part, on one thread of this process."""
+    model = AgeModel.load(resolve_model())
+    detector = YuNet()
+    decoded = [decode(data, min_side=DECODED_SIDE).rgb for data in pictures]
+    size = model.spec.image_size
+    chips = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), np.uint8)
+
+    def per_item(run: Callable[[], object], items: int) -> float:
+        started = time.process_time()
+        run()
+        return 1000 * (time.process_time() - started) / items
+
+    parts: dict[str, Callable[[], float]] = {}
+    for precision in PRECISIONS:
+        engine = open_engine(model, cache=home / "cache", engine="openvino", precision=precision)
+        engine(chips)
+        parts[f"forward only, {precision}"] = lambda engine=engine: per_item(  # type: ignore[misc]
+            lambda: [engine(chips) for _ in range(8)], 8 * len(chips)
+        )
+    parts["decode only"] = lambda: per_item(
+        lambda: [decode(data, min_side=DECODED_SIDE) for data in pictures], len(pictures)
+    )
+    if mode == "detect":
+        parts["detect only"] = lambda: per_item(lambda: [detector(rgb) for rgb in decoded], len(decoded))
+    return parts
+
+
+def resolve_model() -> Path:
+    """The model that is measured: the store's current one."""
+    return resolve(None, Settings().model_store)
+
+
+def _cpu(command: list[object]) -> float:
+    """CPU seconds of a process and all its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _copied(root: Path, paths: list[str], folder: Path) -> Path:
+    for number, path in enumerate(paths):
+        target = folder / f"{number // 500}" / f"{number}{Path(path).suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((root / path).read_bytes())
+    return folder
+
+
+def _drawn(folder: Path) -> Path:
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(MANY):
+        blotches = draw.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(blotches).resize((200, 200)).save(folder / f"{number}.jpg")
+    return folder
+
+
+def _machine() -> str:
+    described = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in described if line.startswith("model name")), "?")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("openvino", "torch", "timm", "pillow", "simplejpeg"))
+    data = "real pictures" if "AGEWATCH_DATA" in os.environ else "drawn pictures"
+    return (
+        "# What scoring costs\n\nWritten by `make bench`; compare the ratios, not the milliseconds.\n\n"
+        f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}; {data};"
+        f" medians of {ROUNDS} interleaved rounds, CPU time of all processes, start-up taken off.\n"
+    )
+
+
+def _table(title: str, costs: dict[str, list[float]]) -> str:
+    middle = {what: statistics.median(each) for what, each in costs.items()}
+    lines = [f"\n## {title}\n", "| | CPU ms a picture | lowest to highest |", "|---|---|---|"]
+    lines += [f"| {what} | {middle[what]:.2f} | {min(each):.2f} to {max(each):.2f} |" for what, each in costs.items()]
+    lines.append("")
+    for precision in PRECISIONS:
+        ours, forward = middle[f"agewatch, {precision}"], middle[f"forward only, {precision}"]
+        parts = forward + middle["decode only"] + middle.get("detect only", 0.0)
+        lines.append(
+            f"- {precision}: {ours - forward:.2f} ms beyond the forward pass; {ours / parts:.2f} times the sum"
+            f" of its parts; {middle['reference pipeline, f32'] / ours:.1f} times cheaper than the reference pipeline."
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

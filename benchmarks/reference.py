@@ -1,0 +1,48 @@
+"""The pipeline that a competent user would write: Pillow, timm's transform, DataLoader workers, eager torch.
+
+Each picture is taken as one face, as no such pipeline comes with a detector. Usage: reference.py FOLDER MODEL.mar
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch.utils.data import DataLoader, Dataset
+
+from agewatch.model import AgeModel
+
+
+class Pictures(Dataset[torch.Tensor]):
+    """All JPEGs below a folder, transformed as timm's configuration of the network says."""
+
+    def __init__(self, folder: Path, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self._paths = sorted(folder.rglob("*.jpg"))
+        self._transform = create_transform((3, size, size), mean=mean, std=std, crop_pct=1.0)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        tensor: torch.Tensor = self._transform(Image.open(self._paths[index]).convert("RGB"))
+        return tensor
+
+
+def main() -> None:
+    """Print the mean age, so that nothing is optimised away."""
+    model = AgeModel.load(Path(sys.argv[2]))
+    preprocessing, labels = model.spec.preprocessing, model.spec.labels
+    [member] = model.network().members
+    pictures = Pictures(Path(sys.argv[1]), model.spec.image_size, preprocessing.mean, preprocessing.std)
+    years = torch.from_numpy(labels.years)
+    torch.set_num_threads(1)
+    ages = []
+    with torch.inference_mode():
+        for batch in DataLoader(pictures, batch_size=32, num_workers=2):
+            ages += (member(batch).softmax(dim=1) @ years).tolist()
+    print(sum(ages) / max(len(ages), 1))
+
+
+if __name__ == "__main__":
+    main()
