@@ -1,92 +1,58 @@
-"""Labelled faces for training: layouts, extracted features, validation of labels, leak-safe split."""
+"""Labelled pictures for training and evaluation: the layouts in which they come -> one list."""
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
 
-import cv2
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from agewatch import archive
 from agewatch.archive import FileRef
-from agewatch.errors import ImageError, LabelError, UsageError
-from agewatch.faces import Face, YuNet, look
-from agewatch.images import RGB, decode, quality
+from agewatch.errors import LabelError, UsageError
 
-SPLITS = {"train": 0.7, "validation": 0.1, "calibration": 0.1, "test": 0.1}
-"""Shares of the faces. Validation chooses the epoch, calibration sets the intervals, test is only reported."""
-OLDEST = 122
-"""Longest documented human life in years (Robine & Allard, 1998); labels above are impossible."""
-NEAR_DUPLICATE_BITS = 6
-"""Faces whose 128-bit difference hashes differ in at most so many bits are kept in one split."""
-_SAMPLE = 200
-_SPLIT_SALT = 0  # never the recipe's seed: a picture must stay in its split from one training to the next
-_EXTRACTED = (
-    "content_hash", "width", "height", "box_x", "box_y", "box_w", "box_h", "landmarks", "face_score",
-    "brightness", "contrast", "sharpness",
-)  # fmt: skip
-_MODE_COVERAGE = 0.8
+_TABLE_SUFFIXES = (".csv", ".parquet")
+_COLUMNS = ("path", "age", "sex", "ethnicity", "subject")
+_AGE_FOLDER = re.compile(r"\d{1,3}")
+# [age]_[gender]_[race]_[datetime] (Zhang et al., CVPR 2017). Some published names lack the race or have an empty field.
+_UTKFACE = re.compile(r"(?P<age>\d{1,3})_(?P<sex>\d?)_(?:(?P<ethnicity>\d?)_)?\d{8,} ?(?:\.|$)")
+_SEXES = {"0": "male", "1": "female"}
+_ETHNICITIES = {"0": "white", "1": "black", "2": "asian", "3": "indian", "4": "others"}
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A labelled picture: source folder, path in it (as in the predictions table), age in years, slices."""
+    """A labelled picture: source folder, path in it (as in the predictions table), age in years, slices, person.
+
+    `subject` names the person within the source, where the source tells.
+    """
 
     source: Path
     file: FileRef
     age: int
     sex: str | None = None
     ethnicity: str | None = None
-
-
-@dataclass(frozen=True)
-class Faces:
-    """Training data: one table row a labelled picture, and for row i with `reason` null the chip `chips[i]`.
-
-    Table columns: source, path, age, sex, ethnicity, mode, content_hash, width, height, box_x, box_y, box_w, box_h,
-    landmarks (x, y of five points), face_score, brightness, contrast, sharpness, group, split, reason. chips: uint8
-    (n, size, size, 3).
-    """
-
-    table: pd.DataFrame
-    chips: RGB
-
-    def rows(self, split: str) -> npt.NDArray[np.intp]:
-        """Row numbers of a split."""
-        return np.flatnonzero((self.table["split"] == split).to_numpy())
-
-    def ages(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
-        """Labels of rows, years."""
-        return self.table["age"].to_numpy(dtype=np.float32)[rows]
+    subject: str | None = None
 
 
 def read_sources(sources: Sequence[Path]) -> list[Labelled]:
-    """List labelled pictures from several sources, each a folder with one subfolder an age, or a CSV file.
+    """List labelled pictures from several sources, each a folder, or a table that ends in .csv or .parquet.
 
-    A CSV has columns path and age, optionally sex and ethnicity; paths are relative to the folder of the CSV's own
-    name without suffix where that exists, else to the CSV's folder. Where such a CSV lies beside a folder, it is
-    read in the folder's place. Raises UsageError (nothing there, equal names) or LabelError (no labels in it).
+    In a folder, a picture's age is the name of the top folder that it lies in, where that is a number of up to three
+    digits, else the first field of a file name as UTKFace has them; sex and ethnicity are those of such a name, unless
+    its age is not the folder's. Pictures with neither are passed over. A table has columns path and age (years, rounded
+    down), optionally sex, ethnicity and subject; paths are relative to the folder of the table's own name without
+    suffix where that exists, else to the table's folder. Where such a table lies beside a folder, it is read in the
+    folder's place. Raises UsageError (nothing there, two tables, equal names) or LabelError (malformed, no labels).
     """
     labelled: list[Labelled] = []
     roots: dict[str, Path] = {}
     for source in map(Path.resolve, sources):
-        table = source if source.suffix.lower() == ".csv" else source.with_name(source.name + ".csv")
-        if table.is_file():
-            found = list(_read_csv(table))
-        elif source.is_dir():
-            found = list(_read_age_folders(source))
-        else:
-            raise UsageError(f"There is no folder or CSV file {source}.")
+        found = list(_read(source))
         for item in found:
             if roots.setdefault(item.source.name, item.source) != item.source:
                 raise UsageError(
@@ -98,160 +64,85 @@ def read_sources(sources: Sequence[Path]) -> list[Labelled]:
     return labelled
 
 
-def prepare(labelled: Sequence[Labelled], *, size: int, chip_scale: float, workers: int) -> Faces:
-    """Extract faces, features and chips, drop what can't be trained on (with the reason), and split without leaks.
-
-    A source is taken as crops (the picture is the face) or as pictures to detect faces in by a look at its first
-    pictures. Raises LabelError where no face is left to train on.
-    """
-    modes = {source: _mode_of(source, labelled) for source in dict.fromkeys(item.source for item in labelled)}
-    tasks = [(item, modes[item.source], size, chip_scale) for item in labelled]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        extracted = list(pool.map(_extract, tasks, chunksize=64))
-    table = pd.DataFrame([record for record, _ in extracted])
-    chips = np.zeros((len(table), size, size, 3), np.uint8)
-    for index, (_, chip) in enumerate(extracted):
-        if chip is not None:
-            chips[index] = chip
-    _drop_bad_labels(table)
-    if not table["reason"].isna().any():
-        reasons = table["reason"].value_counts().to_dict()
-        raise LabelError(f"No face is left to train on: {reasons}.")
-    table["group"] = _groups(table, chips)
-    table["split"] = _split(table)
-    return Faces(table, chips)
+def _read(source: Path) -> Iterable[Labelled]:
+    if source.suffix.lower() in _TABLE_SUFFIXES and source.is_file():
+        return _read_table(source)
+    beside = [table for suffix in _TABLE_SUFFIXES if (table := source.with_name(source.name + suffix)).is_file()]
+    if len(beside) > 1:
+        raise UsageError(f"Both {beside[0].name} and {beside[1].name} label {source}: name the one to read.")
+    if beside:
+        return _read_table(beside[0])
+    if source.is_dir():
+        return _read_folder(source)
+    raise UsageError(f"There is no folder, CSV or Parquet file {source}.")
 
 
-def _read_csv(table: Path) -> Iterable[Labelled]:
+def _read_folder(source: Path) -> Iterator[Labelled]:
+    for file in archive.find(source).files:
+        folders, name = os.path.split(file.path)
+        top = folders.split("/")[0]
+        fields = _UTKFACE.match(name)
+        named = int(fields["age"]) if fields else None
+        age = int(top) if _AGE_FOLDER.fullmatch(top) else named
+        if age is None:
+            continue
+        trusted = fields if named == age else None
+        sex = _SEXES.get(trusted["sex"]) if trusted else None
+        ethnicity = _ETHNICITIES.get(trusted["ethnicity"]) if trusted else None
+        yield Labelled(source, file, age, sex, ethnicity)
+
+
+def _read_table(table: Path) -> Iterator[Labelled]:
     folder = table.with_suffix("")
     root = (folder if folder.is_dir() else table.parent).resolve()
+    rows = _csv_rows(table) if table.suffix.lower() == ".csv" else _parquet_rows(table)
+    for where, row in rows:
+        yield _labelled(root, row, f"{table}, {where}")
+
+
+def _csv_rows(table: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            if not {"path", "age"} <= set(reader.fieldnames or ()):
-                raise LabelError(f"{table} needs the columns path and age.")
-            for line, row in enumerate(reader, start=2):
-                yield _labelled(root, row, f"{table}, line {line}")
-    except (UnicodeDecodeError, csv.Error) as error:
+            _require_columns(table, reader.fieldnames or ())
+            for row in reader:
+                if any(row.pop(None, None) or ()):
+                    raise LabelError(f"{table}, line {reader.line_num}: there are more fields than columns.")
+                yield f"line {reader.line_num}", row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LabelError(f"{table} can't be read as a CSV file in UTF-8: {error}.") from error
 
 
-def _labelled(root: Path, row: dict[str, str | None], where: str) -> Labelled:
+def _parquet_rows(table: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     try:
-        age = int(np.floor(float(row["age"] or "")))
+        with pq.ParquetFile(table) as file:
+            _require_columns(table, file.schema_arrow.names)
+            wanted = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            rows = [row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist()]
+    except (OSError, pa.ArrowException) as error:
+        raise LabelError(f"{table} can't be read as a Parquet file: {error}.") from error
+    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _require_columns(table: Path, names: Iterable[str]) -> None:
+    if not {"path", "age"} <= set(names):
+        raise LabelError(f"{table} needs the columns path and age.")
+    if {"age_low", "run_id"} <= set(names):
+        raise LabelError(f"{table} is an export of estimates, and no labels to learn from.")
+
+
+def _labelled(root: Path, row: Mapping[str, object], where: str) -> Labelled:
+    age, path = _text(row["age"]), row["path"]
+    try:
+        years = int(np.floor(float(age or "")))
     except (ValueError, OverflowError) as error:
-        raise LabelError(f"{where}: '{row['age']}' is no age.") from error
-    if not row["path"]:
-        raise LabelError(f"{where}: the path is empty.")
-    file = FileRef(archive.encode_path(os.fsencode(row["path"])), None, None)
-    return Labelled(root, file, age, row.get("sex") or None, row.get("ethnicity") or None)
+        raise LabelError(f"{where}: '{age or ''}' is no age.") from error
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise LabelError(f"{where}: {'the path is empty' if not path else f'{path!r} is no path'}.")
+    file = FileRef(archive.encode_path(os.fsencode(path)), None, None)
+    return Labelled(root, file, years, _text(row.get("sex")), _text(row.get("ethnicity")), _text(row.get("subject")))
 
 
-def _read_age_folders(source: Path) -> Iterable[Labelled]:
-    for file in archive.find(source).files:
-        folder = file.path.split("/")[0]
-        if folder.isdecimal():
-            yield Labelled(source, file, int(folder))
-
-
-def _mode_of(source: Path, labelled: Sequence[Labelled]) -> Literal["crop", "detect"]:
-    """Crops are recognised by faces that fill the picture; where few faces are found, crops are assumed."""
-    detector, coverage, read = YuNet(), [], 0
-    sample = [item for item in labelled if item.source == source]
-    for item in sample[:: max(1, len(sample) // _SAMPLE)]:
-        try:
-            rgb = decode(item.file.read(source)).rgb
-        except ImageError:
-            continue
-        read += 1
-        if faces := detector(rgb):
-            coverage.append(faces[0].box[3] / min(rgb.shape[:2]))
-    most_have_faces = len(coverage) > read / 2
-    return "detect" if most_have_faces and float(np.median(coverage)) < _MODE_COVERAGE else "crop"
-
-
-_detector: YuNet | None = None  # one a worker process
-
-
-def _extract(task: tuple[Labelled, str, int, float]) -> tuple[dict[str, object], RGB | None]:
-    global _detector
-    _detector = _detector or YuNet()
-    item, mode, size, chip_scale = task
-    record: dict[str, object] = {
-        "source": item.source.name, "path": item.file.path, "age": item.age, "sex": item.sex,
-        "ethnicity": item.ethnicity, "mode": mode, "reason": None,
-    } | dict.fromkeys(_EXTRACTED)  # fmt: skip
-    try:
-        data = item.file.read(item.source)
-        record["content_hash"] = blake2b(data, digest_size=32).hexdigest()
-        seen = look(data, _detector, scale=chip_scale, size=size)
-        whole = seen if mode == "detect" else look(data, None, scale=chip_scale, size=size)
-    except ImageError as refusal:
-        return record | {"reason": refusal.code}, None
-    record |= {"width": seen.width, "height": seen.height}
-    if seen.faces:
-        record |= _found_columns(seen.faces[0])
-    if not whole.chips:
-        return record | {"reason": "no_face"}, None
-    chip = whole.chips[0]
-    measured = quality(chip)
-    record |= {name: getattr(measured, name) for name in ("brightness", "contrast", "sharpness")}
-    return record, chip
-
-
-def _found_columns(face: Face) -> dict[str, object]:
-    box = dict(zip(("box_x", "box_y", "box_w", "box_h"), face.box, strict=True))
-    points = [value for point in face.landmarks or () for value in point]
-    return box | {"face_score": face.score, "landmarks": points}
-
-
-def _drop_bad_labels(table: pd.DataFrame) -> None:
-    """Set `reason` for impossible ages, equal pictures with different ages, and repeated pictures."""
-    usable = table["reason"].isna()
-    table.loc[usable & ~table["age"].between(0, OLDEST), "reason"] = "impossible_age"
-    usable = table["reason"].isna()
-    ages = table[usable].groupby("content_hash")["age"].transform("nunique")
-    table.loc[ages.index[ages > 1], "reason"] = "conflicting_age"
-    usable = table["reason"].isna()
-    repeated = table[usable].duplicated("content_hash")
-    table.loc[repeated.index[repeated], "reason"] = "duplicate"
-
-
-def _groups(table: pd.DataFrame, chips: RGB) -> npt.NDArray[np.int64]:
-    """Number the groups of near-duplicates; a face without a double is a group of its own."""
-    usable = np.flatnonzero(table["reason"].isna().to_numpy())
-    hashes = np.stack([_difference_hash(chips[index]) for index in usable])
-    pairs: list[npt.NDArray[np.intp]] = []
-    for start in range(0, len(usable), 1024):
-        bits = np.bitwise_count(hashes[start : start + 1024, None, :] ^ hashes[None, :, :]).sum(axis=2)
-        pairs.append(np.argwhere(bits <= NEAR_DUPLICATE_BITS) + np.array([start, 0]))
-    near = np.concatenate(pairs)
-    graph = coo_array((np.ones(len(near), np.int8), (near[:, 0], near[:, 1])), shape=(len(usable), len(usable)))
-    groups = np.full(len(table), -1, np.int64)
-    groups[usable] = connected_components(graph, directed=False)[1]
-    return groups
-
-
-def _difference_hash(chip: RGB) -> npt.NDArray[np.uint64]:
-    """128 bits: is each of 8 x 8 cells brighter than its right, and its lower, neighbour."""
-    luma = cv2.cvtColor(chip, cv2.COLOR_RGB2GRAY)
-    across = cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
-    down = cv2.resize(luma, (8, 9), interpolation=cv2.INTER_AREA).astype(np.int16)
-    bits = np.concatenate([np.diff(across, axis=1).ravel() > 0, np.diff(down, axis=0).ravel() > 0])
-    return np.packbits(bits).view(np.uint64)
-
-
-def _split(table: pd.DataFrame) -> list[str | None]:
-    """Give whole groups to splits, stratified by source and decade, by a hash that does not depend on order."""
-    usable = table[table["reason"].isna()]
-    groups = usable.groupby("group").agg(
-        key=("content_hash", "min"), source=("source", "first"), age=("age", "min"), size=("age", "size")
-    )
-    groups["rank"] = [blake2b(f"{_SPLIT_SALT}:{key}".encode()).hexdigest() for key in groups["key"]]
-    split_of: dict[int, str] = {}
-    bounds = np.cumsum(list(SPLITS.values()))
-    for _, stratum in groups.sort_values("rank").groupby(["source", groups["age"] // 10]):
-        middle = (stratum["size"].cumsum() - stratum["size"] / 2) / stratum["size"].sum()
-        places = np.searchsorted(bounds, middle.to_numpy()).clip(max=len(SPLITS) - 1)
-        split_of |= dict(zip(stratum.index, np.array(list(SPLITS))[places], strict=True))
-    return [split_of.get(group) for group in table["group"]]
+def _text(value: object) -> str | None:
+    """A cell as text; None for an empty one. Persons may be numbers."""
+    return None if value is None or value == "" or value != value else str(value)

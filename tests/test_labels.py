@@ -1,127 +1,159 @@
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from faces_drawn import drawn_face, write_age_folders
-from pictures import encoded
-from PIL import Image
+from faces_drawn import write_age_folders
 
 from agewatch.errors import LabelError, UsageError
-from agewatch.labels import SPLITS, Faces, prepare, read_sources
+from agewatch.labels import Labelled, read_sources
+
+DATE = "20170116174525125"
 
 
-def prepared(*sources: Path) -> Faces:
-    return prepare(read_sources(sources), size=32, chip_scale=1.03, workers=1)
+def touched(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def read(source: Path) -> dict[str, tuple[object, ...]]:
+    return {item.file.path: (item.age, item.sex, item.ethnicity) for item in read_sources([source])}
 
 
 def test_age_folders_and_csv_are_read(tmp_path: Path) -> None:
     write_age_folders(tmp_path / "kaggle", ages=[1, 25], each=2)
-    (tmp_path / "kaggle" / "notes").mkdir()
-    (tmp_path / "kaggle" / "notes" / "x.png").write_bytes(b"")
+    touched(tmp_path / "kaggle", "notes/x.png", "2017/x.png")
     (tmp_path / "museum").mkdir()
-    (tmp_path / "museum.csv").write_text("path,age,sex,ethnicity\na/b.jpg,31,female,\nc.jpg,4,,black\n")
+    (tmp_path / "museum.csv").write_text("path,age,sex,ethnicity,subject\na/b.jpg,31,female,,7\nc.jpg,4,,black,\n")
     labelled = read_sources([tmp_path / "kaggle", tmp_path / "museum"])
     assert [item.age for item in labelled] == [1, 1, 25, 25, 31, 4]
-    assert (labelled[4].sex, labelled[4].ethnicity) == ("female", None)
+    assert (labelled[4].sex, labelled[4].ethnicity, labelled[4].subject) == ("female", None, "7")
+    assert (labelled[5].sex, labelled[5].ethnicity, labelled[5].subject) == (None, "black", None)
     assert labelled[4].source == (tmp_path / "museum").resolve()
     assert read_sources([tmp_path / "museum.csv"]) == labelled[4:]
 
 
+def test_utkface_names_are_read_at_any_depth(tmp_path: Path) -> None:
+    root = touched(
+        tmp_path / "faces",
+        f"26_0_0_{DATE}.jpg",
+        f"part1/100_1_3_{DATE}.jpg.chip.jpg",
+        f"deep/er/3_1_4_{DATE}.png",
+        f"39_1_{DATE}.jpg.chip.jpg",  # as published: no race
+        f"61_3_{DATE}.jpg",  # as published: neither sex
+        f"53__0_{DATE}.jpg",  # as published: sex is empty
+        f"24_0_1_{DATE} .jpg",  # as published
+        "40_1_2.jpg",
+        f"1234_0_0_{DATE}.jpg",
+        "IMG_20170116.jpg",
+    )
+    assert read(root) == {
+        f"26_0_0_{DATE}.jpg": (26, "male", "white"),
+        f"part1/100_1_3_{DATE}.jpg.chip.jpg": (100, "female", "indian"),
+        f"deep/er/3_1_4_{DATE}.png": (3, "female", "others"),
+        f"39_1_{DATE}.jpg.chip.jpg": (39, "female", None),
+        f"61_3_{DATE}.jpg": (61, None, None),
+        f"53__0_{DATE}.jpg": (53, None, "white"),
+        f"24_0_1_{DATE} .jpg": (24, "male", "black"),
+    }
+
+
+def test_an_age_folder_wins_over_the_name_in_it(tmp_path: Path) -> None:
+    root = touched(tmp_path / "faces", f"026/26_0_2_{DATE}.jpg", f"026/30_1_1_{DATE}.jpg", f"026/x/26_1_1_{DATE}.jpg")
+    assert read(root) == {
+        f"026/26_0_2_{DATE}.jpg": (26, "male", "asian"),
+        f"026/30_1_1_{DATE}.jpg": (26, None, None),
+        f"026/x/26_1_1_{DATE}.jpg": (26, "female", "black"),
+    }
+
+
+def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "path": ["a/é.jpg", "b.jpg", "c.jpg"],
+            "age": [31.9, 4, 80],
+            "sex": pd.Categorical(["female", None, "male"]),
+            "subject": [12, 12, 7],
+            "camera": ["x", "y", "z"],
+        },
+        index=[5, 6, 7],
+    )
+    (tmp_path / "museum").mkdir()
+    frame.to_parquet(tmp_path / "museum.parquet")
+    labelled = read_sources([tmp_path / "museum"])
+    assert [(i.file.path, i.age, i.sex, i.ethnicity, i.subject) for i in labelled] == [
+        ("a/é.jpg", 31, "female", None, "12"),
+        ("b.jpg", 4, None, None, "12"),
+        ("c.jpg", 80, "male", None, "7"),
+    ]
+    assert {item.source for item in labelled} == {(tmp_path / "museum").resolve()}
+    frame.to_csv(tmp_path / "museum.csv", index=False)
+    assert read_sources([tmp_path / "museum.csv"]) == read_sources([tmp_path / "museum.parquet"])
+    with pytest.raises(UsageError, match=r"Both museum\.csv and museum\.parquet"):
+        read_sources([tmp_path / "museum"])
+
+
 def test_what_is_no_source_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no folder or CSV"):
-        read_sources([tmp_path / "missing"])
+    for missing in ("missing", "missing.csv", "missing.parquet"):
+        with pytest.raises(UsageError, match="no folder, CSV or Parquet"):
+            read_sources([tmp_path / missing])
     with pytest.raises(LabelError, match="no labelled"):
         read_sources([tmp_path])
-    (tmp_path / "x.csv").write_text("path,years\n")
-    with pytest.raises(LabelError, match="columns path and age"):
-        read_sources([tmp_path / "x.csv"])
-    (tmp_path / "x.csv").write_text("path,age\na.jpg,old\n")
-    with pytest.raises(LabelError, match="line 2: 'old'"):
-        read_sources([tmp_path / "x.csv"])
-    for broken, told in (
-        (b"path,age\na.jpg,inf\n", "inf"),
-        (b"path,age\na.jpg\n", "line 2"),
-        (b"path,age\n\xe9,3\n", "UTF-8"),
-    ):
-        (tmp_path / "x.csv").write_bytes(broken)
-        with pytest.raises(LabelError, match=told):
-            read_sources([tmp_path / "x.csv"])
     for parent in ("a", "b"):
         write_age_folders(tmp_path / parent / "same", ages=[3], each=1)
     with pytest.raises(UsageError, match="named same"):
         read_sources([tmp_path / "a" / "same", tmp_path / "b" / "same"])
 
 
-def test_spreadsheets_mark_their_utf8(tmp_path: Path) -> None:
-    (tmp_path / "x.CSV").write_bytes(b"\xef\xbb\xbfpath,age\na.jpg,3.9\nb.jpg,-0.5\n")
-    assert [item.age for item in read_sources([tmp_path / "x.CSV"])] == [3, -1]
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"path,years\n", "columns path and age"),
+        (b"", "columns path and age"),
+        (b"path,age\na.jpg,3\nb.jpg,old\n", "line 3: 'old' is no age"),
+        (b"path,age\na.jpg,inf\n", "'inf' is no age"),
+        (b"path,age\na.jpg,nan\n", "'nan' is no age"),
+        (b"path,age\na.jpg\n", "line 2: '' is no age"),
+        (b"path,age\n,3\n", "line 2: the path is empty"),
+        (b"path,age\na\0.jpg,3\n", "is no path"),
+        (b"path,age\na.jpg,3,female\n", "line 2: there are more fields than columns"),
+        (b"path,age\n\xe9,3\n", "UTF-8"),
+    ],
+)
+def test_a_malformed_csv_is_said(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(LabelError, match=told):
+        read_sources([tmp_path / "x.csv"])
 
 
-def test_bad_labels_and_pictures_are_dropped_with_their_reason(tmp_path: Path) -> None:
-    write_age_folders(tmp_path / "data", ages=[20], each=5)
-    for age, name, content in (
-        (130, "impossible.png", drawn_face(1, 1)),
-        (30, "same.png", drawn_face(2, 2)),
-        (31, "same.png", drawn_face(2, 2)),
-        (40, "twice-a.png", drawn_face(3, 3)),
-        (40, "twice-b.png", drawn_face(3, 3)),
-        (50, "torn.png", drawn_face(4, 4)[:300]),
-        (50, "empty.png", b""),
-    ):
-        path = tmp_path / "data" / f"{age:03}" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-    table = prepared(tmp_path / "data").table.set_index("path")
-    assert table["reason"].dropna().to_dict() == {
-        "130/impossible.png": "impossible_age",
-        "030/same.png": "conflicting_age",
-        "031/same.png": "conflicting_age",
-        "040/twice-b.png": "duplicate",
-        "050/torn.png": "truncated",
-        "050/empty.png": "empty",
+def test_a_malformed_parquet_is_said(tmp_path: Path) -> None:
+    table = tmp_path / "x.parquet"
+    frames = {
+        "columns path and age": pd.DataFrame({"path": ["a.jpg"]}),
+        "row 2: '' is no age": pd.DataFrame({"path": ["a.jpg", "b.jpg"], "age": [3, None]}),
+        "row 1: 'old' is no age": pd.DataFrame({"path": ["a.jpg"], "age": ["old"]}),
+        "row 1: the path is empty": pd.DataFrame({"path": [None], "age": [3]}),
+        "row 1: 5 is no path": pd.DataFrame({"path": [5], "age": [3]}),
     }
-    assert table["split"].isna().equals(table["reason"].notna())
+    for told, frame in frames.items():
+        frame.to_parquet(table)
+        with pytest.raises(LabelError, match=told):
+            read_sources([table])
+    for torn in (table.read_bytes()[:-10], b""):
+        table.write_bytes(torn)
+        with pytest.raises(LabelError, match="can't be read as a Parquet file"):
+            read_sources([table])
 
 
-def test_nothing_left_to_train_on_is_said(tmp_path: Path) -> None:
-    (tmp_path / "data" / "030").mkdir(parents=True)
-    (tmp_path / "data" / "030" / "empty.png").write_bytes(b"")
-    with pytest.raises(LabelError, match="empty"):
-        prepared(tmp_path / "data")
+def test_spreadsheets_mark_their_utf8_and_end_lines_with_commas(tmp_path: Path) -> None:
+    (tmp_path / "x.CSV").write_bytes(b"\xef\xbb\xbfpath,age\na.jpg,3.9,\nb.jpg,-0.5\n")
+    found: list[Labelled] = read_sources([tmp_path / "x.CSV"])
+    assert [item.age for item in found] == [3, -1]
 
 
-def test_splits_have_their_shares_in_every_decade_and_do_not_depend_on_order(tmp_path: Path) -> None:
-    write_age_folders(tmp_path / "data", ages=[5, 25, 45], each=40)
-    faces = prepared(tmp_path / "data")
-    shares = pd.crosstab(faces.table["age"], faces.table["split"], normalize="index")
-    for split, share in SPLITS.items():
-        assert shares[split].to_numpy() == pytest.approx([share] * 3, abs=0.06)
-    labelled = read_sources([tmp_path / "data"])
-    turned = prepare(labelled[::-1], size=32, chip_scale=1.03, workers=1)
-    assert (
-        turned.table.set_index("path")["split"].sort_index().equals(faces.table.set_index("path")["split"].sort_index())
-    )
-
-
-def test_near_duplicates_stay_in_one_split(tmp_path: Path) -> None:
-    write_age_folders(tmp_path / "data", ages=[30], each=30)
-    for path in list((tmp_path / "data" / "030").iterdir()):
-        copy = Image.open(path).resize((90, 90)).resize((80, 80))
-        path.with_name(f"copy-of-{path.stem}.jpg").write_bytes(encoded(copy, "JPEG", quality=70))
-    table = prepared(tmp_path / "data").table
-    table["original"] = table["path"].str.replace("copy-of-", "").str.replace(r"\.\w+$", "", regex=True)
-    assert len(table) == 60
-    assert (table.groupby("original")["split"].nunique() == 1).all()
-    assert table["split"].nunique() == len(SPLITS)
-
-
-def test_chips_belong_to_their_rows(tmp_path: Path) -> None:
-    folder = tmp_path / "data" / "030"
-    folder.mkdir(parents=True)
-    for level in (10, 100, 200):
-        (folder / f"{level}.png").write_bytes(encoded(Image.new("RGB", (50, 50), (level,) * 3)))
-    faces = prepared(tmp_path / "data")
-    assert [int(np.median(chip)) for chip in faces.chips] == [
-        int(path.split("/")[1].removesuffix(".png")) for path in faces.table["path"]
-    ]
+def test_an_export_of_estimates_is_no_table_of_labels(tmp_path: Path) -> None:
+    (tmp_path / "museum").mkdir()
+    (tmp_path / "museum.csv").write_text("archive,path,age,age_low,age_high,run_id\nmuseum,a.jpg,31,20,40,x\n")
+    with pytest.raises(LabelError, match="export of estimates"):
+        read_sources([tmp_path / "museum"])

@@ -1,0 +1,178 @@
+"""Labelled pictures -> what can be measured in them: features and chips, extracted once and kept in a cache."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from hashlib import blake2b
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from agewatch.archive import decode_path
+from agewatch.errors import AgewatchError, ImageError
+from agewatch.faces import Face, YuNet, look
+from agewatch.images import RGB, decode, quality
+from agewatch.labels import Labelled
+from agewatch.model import PREPROCESSING_REVISION
+from agewatch.rows import Mode
+
+COLUMNS = (
+    "mode", "reason", "content_hash", "width", "height", "box_x", "box_y", "box_w", "box_h", "landmarks", "face_score",
+    "brightness", "contrast", "sharpness", "difference_hash",
+)  # fmt: skip
+"""What is extracted of each picture. `reason` is a refusal code or `no_face` where there is no chip, else null."""
+_SAMPLE = 200
+_MODE_COVERAGE = 0.8
+_CHUNK = 64
+_REPORT_EVERY = 2000 * _CHUNK
+_TABLE, _CHIPS = "extracted.parquet", "chips.npy"
+
+
+def extract(
+    labelled: Sequence[Labelled],
+    *,
+    size: int,
+    chip_scale: float,
+    workers: int,
+    cache: Path,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[pd.DataFrame, RGB]:
+    """Return the table of COLUMNS, a row a labelled picture, and the chips, uint8 (n, size, size, 3).
+
+    Both are kept in a folder below `cache` that is found again while no picture changed in size or time of change;
+    labels play no part. A torn folder is built anew. The chips are a read-only memory map: they need as much disk as
+    n, size and size say, but no memory. `progress` is called with the numbers of pictures done and of all. Raises
+    AgewatchError where the disk has too little room.
+    """
+    folder = cache / f"chips-{_key(labelled, size, chip_scale)}"
+    shape = (len(labelled), size, size, 3)
+    try:
+        return _load(folder, shape)
+    except (OSError, ValueError, EOFError, pa.ArrowException):
+        _build(folder, labelled, shape, chip_scale, workers, progress)
+    return _load(folder, shape)
+
+
+def mode_of(source: Path, labelled: Sequence[Labelled]) -> Mode:
+    """How to take a source, by a look at up to about 400 of its pictures, evenly drawn.
+
+    Crops are recognised by faces that fill the picture; where few faces are found, crops are assumed.
+    """
+    detector, coverage, read = YuNet(), [], 0
+    sample = [item for item in labelled if item.source == source]
+    for item in sample[:: max(1, len(sample) // _SAMPLE)]:
+        try:
+            rgb = decode(item.file.read(source)).rgb
+        except ImageError:
+            continue
+        read += 1
+        if faces := detector(rgb):
+            coverage.append(faces[0].box[3] / min(rgb.shape[:2]))
+    most_have_faces = len(coverage) > read / 2
+    return "detect" if most_have_faces and float(np.median(coverage)) < _MODE_COVERAGE else "crop"
+
+
+def _key(labelled: Sequence[Labelled], size: int, chip_scale: float) -> str:
+    digest = blake2b(f"{size} {chip_scale} {PREPROCESSING_REVISION}\0".encode(), digest_size=16)
+    for item in labelled:
+        path = os.path.join(os.fsencode(item.source), decode_path(item.file.path))
+        try:
+            stat = Path(os.fsdecode(path)).stat()
+            state = f"{stat.st_size} {stat.st_mtime_ns}"
+        except OSError:  # a missing picture is refused when it is read
+            state = "-"
+        digest.update(path + f"\0{state}\0".encode())
+    return digest.hexdigest()
+
+
+def _load(folder: Path, shape: tuple[int, ...]) -> tuple[pd.DataFrame, RGB]:
+    table = pd.read_parquet(folder / _TABLE)
+    chips: RGB = np.load(folder / _CHIPS, mmap_mode="r")
+    if tuple(table.columns) != COLUMNS or len(table) != shape[0] or chips.shape != shape:
+        raise ValueError(f"{folder} holds something else")
+    return table, chips
+
+
+def _build(
+    folder: Path,
+    labelled: Sequence[Labelled],
+    shape: tuple[int, ...],
+    chip_scale: float,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Extract all pictures into `folder`, which appears whole or not at all."""
+    modes = {source: mode_of(source, labelled) for source in dict.fromkeys(item.source for item in labelled)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    need, free = int(np.prod(shape)), shutil.disk_usage(folder.parent).free
+    if need > free:  # else a full disk would end the workers by a signal
+        raise AgewatchError(
+            f"The chips need {need / 1e9:.1f} GB in {folder.parent}, where {free / 1e9:.1f} GB are free."
+        )
+    with TemporaryDirectory(prefix="building-", dir=folder.parent) as building:
+        aside = Path(building, folder.name)
+        aside.mkdir()
+        np.lib.format.open_memmap(aside / _CHIPS, "w+", np.uint8, shape)
+        tasks = [(index, item, modes[item.source], chip_scale) for index, item in enumerate(labelled)]
+        records = []
+        with ProcessPoolExecutor(workers, get_context("spawn"), _start, (aside / _CHIPS,)) as pool:
+            for record in pool.map(_extract, tasks, chunksize=_CHUNK):
+                records.append(record)
+                if progress and (len(records) % _REPORT_EVERY == 0 or len(records) == len(tasks)):
+                    progress(len(records), len(tasks))
+        pd.DataFrame(records).to_parquet(aside / _TABLE)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+
+
+_detector: YuNet  # one a worker process, as the chips, which all workers write
+_chips: RGB
+
+
+def _start(chips: Path) -> None:
+    global _detector, _chips
+    _detector, _chips = YuNet(), np.load(chips, mmap_mode="r+")
+
+
+def _extract(task: tuple[int, Labelled, Mode, float]) -> dict[str, object]:
+    """Write a picture's chip to its place and return its columns."""
+    index, item, mode, chip_scale = task
+    size = _chips.shape[1]
+    record: dict[str, object] = dict.fromkeys(COLUMNS) | {"mode": mode}
+    try:
+        data = item.file.read(item.source)
+        record["content_hash"] = blake2b(data, digest_size=32).hexdigest()
+        seen = look(data, _detector, scale=chip_scale, size=size)
+        whole = seen if mode == "detect" else look(data, None, scale=chip_scale, size=size)
+    except ImageError as refusal:
+        return record | {"reason": refusal.code}
+    record |= {"width": seen.width, "height": seen.height}
+    if seen.faces:
+        record |= _found_columns(seen.faces[0])
+    if not whole.chips:
+        return record | {"reason": "no_face"}
+    chip = _chips[index] = whole.chips[0]
+    measured = quality(chip)
+    record |= {name: getattr(measured, name) for name in ("brightness", "contrast", "sharpness")}
+    return record | {"difference_hash": _difference_hash(chip)}
+
+
+def _found_columns(face: Face) -> dict[str, object]:
+    box = dict(zip(("box_x", "box_y", "box_w", "box_h"), face.box, strict=True))
+    points = [value for point in face.landmarks or () for value in point]
+    return box | {"face_score": face.score, "landmarks": points}
+
+
+def _difference_hash(chip: RGB) -> str:
+    """128 bits as hex: is each of 8 x 8 cells brighter than its right, and its lower, neighbour."""
+    luma = cv2.cvtColor(chip, cv2.COLOR_RGB2GRAY)
+    across = cv2.resize(luma, (9, 8), interpolation=cv2.INTER_AREA).astype(np.int16)
+    down = cv2.resize(luma, (8, 9), interpolation=cv2.INTER_AREA).astype(np.int16)
+    bits = np.concatenate([np.diff(across, axis=1).ravel() > 0, np.diff(down, axis=0).ravel() > 0])
+    return np.packbits(bits).tobytes().hex()
