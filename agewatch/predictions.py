@@ -4,23 +4,20 @@ One row a face; a file without a face, or that could not be read, has exactly on
 is current state; Delta's time travel is the history.
 """
 
-import csv
-import json
-import os
 import random
+import re
+import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as fs
-import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -60,9 +57,9 @@ SCHEMA = pa.schema(
 )
 TIDY_COMMITS = 100
 """So many commits apart a table's small files are merged."""
-_FLOATS = frozenset(field.name for field in SCHEMA if pa.types.is_float32(field.type))
 _ROOT_PROPERTY = "agewatch.root."
 _MAX_ATTEMPTS = 50
+_SPARE_BYTES = 2**20  # what a commit writes beyond its rows: footers, log, checkpoint
 
 Rows = list[dict[str, Any]]
 
@@ -109,107 +106,10 @@ def latest_mode(folder: Path, *, archive: str, model: str) -> str:
     return str(rows["mode"][newest.as_py()].as_py())
 
 
-ExportFormat = Literal["csv", "parquet", "json"]
-
-
-def export(
-    folder: Path, out: Path, *, format: ExportFormat, model: str | None, archive: str | None = None,
-    statuses: Sequence[str] = (),
-) -> int:  # fmt: skip
-    """Write rows to a file, whole or not at all, and return how many.
-
-    With a model id: its rows, of each archive the mode scored last, so that each path stands once. With None: the
-    rows of all models and modes. `statuses` keeps only those. CSV follows RFC 4180 with the column names as header,
-    null as empty field and times in ISO 8601; JSON is one array of objects. Raises UsageError (no such archive) or
-    TableError (nothing stored, or the file can't be written).
-    """
-    table = _open(folder)
-    names = sorted(archives(folder))
-    if archive is not None and archive not in names:
-        raise UsageError(f"There is no archive '{archive}' in the table; it holds {', '.join(names) or 'none'}.")
-    where = _latest(folder, [archive] if archive else names, model)
-    if statuses:
-        where = where & pc.field("status").isin(list(statuses))
-    batches = _dataset(table, folder).to_batches(columns=SCHEMA.names, filter=where)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        rows = _EXPORTERS[format](aside, batches)
-        aside.replace(out)
-    except OSError as error:
-        raise TableError(f"{out} can't be written: {error.strerror}.") from error
-    finally:
-        aside.unlink(missing_ok=True)
-    return rows
-
-
-def _latest(folder: Path, names: Sequence[str], model: str | None) -> ds.Expression:
-    if model is None:
-        return pc.field("archive").isin(list(names))
-    where, scored = pc.scalar(False), False
-    for name in names:
-        with suppress(TableError):  # an archive that this model has not scored
-            mode = latest_mode(folder, archive=name, model=model)
-            where = where | _filter(archive=name, model=model, mode=mode)
-            scored = True
-    if not scored:
-        raise TableError(f"The table has no rows of the model {model} there: run `agewatch score` first.")
-    return where
-
-
-def _export_csv(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
-    rows = 0
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(SCHEMA.names)
-        for batch in batches:
-            writer.writerows(zip(*(_as_text(column).to_pylist() for column in batch.columns), strict=True))
-            rows += len(batch)
-    return rows
-
-
-def _export_json(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
-    rows = 0
-    with path.open("w", encoding="utf-8") as file:
-        for batch in batches:
-            for row in batch.to_pylist():
-                file.write(",\n" if rows else "[\n")
-                _write_json(row, file)
-                rows += 1
-        file.write("\n]\n" if rows else "[]\n")
-    return rows
-
-
-def _write_json(row: Mapping[str, Any], file: TextIO) -> None:
-    # Through numpy's text, as float32 0.1 would otherwise print as 0.10000000149011612.
-    plain = {
-        name: float(str(np.float32(value))) if name in _FLOATS and value is not None else value
-        for name, value in row.items()
-    }
-    json.dump(plain, file, ensure_ascii=False, default=lambda time: time.isoformat().replace("+00:00", "Z"))
-
-
-def _export_parquet(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
-    rows = 0
-    with pq.ParquetWriter(path, SCHEMA) as writer:
-        for batch in batches:
-            writer.write_batch(batch.cast(SCHEMA))
-            rows += len(batch)
-    return rows
-
-
-_EXPORTERS: dict[str, Callable[[Path, Iterable[pa.RecordBatch]], int]] = {
-    "csv": _export_csv,
-    "parquet": _export_parquet,
-    "json": _export_json,
-}
-
-
-def _as_text(column: pa.Array) -> pa.Array:
-    """Numbers in their shortest round-trip form, times as ISO 8601 with Z."""
-    if pa.types.is_timestamp(column.type):
-        return pc.strftime(column, format="%Y-%m-%dT%H:%M:%SZ")
-    return pc.cast(column, pa.string())
+def scan(folder: Path, where: ds.Expression) -> Iterator[pa.RecordBatch]:
+    """Read the current rows that a condition keeps, batch by batch. Raises TableError where there is no table."""
+    batches: Iterator[pa.RecordBatch] = _dataset(_open(folder), folder).to_batches(columns=SCHEMA.names, filter=where)
+    return batches
 
 
 class Writer:
@@ -242,16 +142,15 @@ class Writer:
                 return 0
             try:
                 self._commit(rows)
+                self.stored.update(_summarise(pa.Table.from_pylist(rows, SCHEMA)))
+                self._tidy()
+                return len(rows)
             except CommitFailedError:
                 time.sleep(random.uniform(0, min(1.0, 0.05 * 2**attempt)))
                 self._table.update_incremental()
                 self._others_wrote = True  # from here on `stored` may lack what they wrote
             except (DeltaError, OSError) as error:
-                raise TableError(f"The table {self._folder} can't be written: {error}.") from error
-            else:
-                self.stored.update(_summarise(pa.Table.from_pylist(rows, SCHEMA)))
-                self._tidy()
-                return len(rows)
+                raise TableError(f"The table {self._folder} can't be written: {_plain(error)}.") from error
         raise TableError(f"The table {self._folder} stayed busy: {_MAX_ATTEMPTS} commits were refused.")
 
     def holder(self, content_hash: str, *, rather: str) -> str | None:
@@ -266,12 +165,13 @@ class Writer:
     def _tidy(self) -> None:
         """Every so many commits: merge small files, and open the table afresh, whose log grows slow to hold.
 
-        Another run that writes at this moment comes first.
+        Another run that writes at this moment comes first; a disk that is nearly full puts it off.
         """
         version = self._table.version()
         if version % TIDY_COMMITS:
             return
-        with suppress(CommitFailedError):
+        with suppress(CommitFailedError, TableError):
+            self._require_room(0, rewrites=True)
             self._table.optimize.compact(commit_properties=CommitProperties(max_commit_retries=0))
         version = self._table.version()
         self._table = DeltaTable(self._folder)
@@ -286,11 +186,24 @@ class Writer:
         paths = sorted({row["path"] for row in rows})
         table = pa.Table.from_pylist(rows, SCHEMA)
         once = CommitProperties(max_commit_retries=0)
-        if any(path in self.stored for path in paths):
+        replaces = any(path in self.stored for path in paths)
+        self._require_room(table.nbytes, rewrites=replaces)
+        if replaces:
             known = f"{self._predicate} AND path IN ({', '.join(map(_quote, paths))})"
             write_deltalake(self._table, table, mode="overwrite", predicate=known, commit_properties=once)
         else:
             write_deltalake(self._table, table, mode="append", commit_properties=once)
+
+    def _require_room(self, needed: int, *, rewrites: bool) -> None:
+        # Asked first, as delta-rs, which meets a full disk on its way, prints a panic before it raises.
+        needed += _SPARE_BYTES
+        if rewrites:
+            needed += sum(self._table.get_add_actions()["size_bytes"].to_pylist())
+        if (room := shutil.disk_usage(self._folder).free) < needed:
+            raise TableError(
+                f"The disk that holds {self._folder} is full: {room / 1e6:.1f} MB are free and the next commit may need"
+                f" {needed / 1e6:.1f} MB. Rows committed before are kept; make room and run again."
+            )
 
     def _without_scored_elsewhere(self, rows: Rows) -> Rows:
         paths = list({row["path"] for row in rows})
@@ -324,8 +237,13 @@ class Writer:
             except CommitFailedError:
                 time.sleep(random.uniform(0, 0.2))
             except (DeltaError, OSError) as error:
-                raise TableError(f"The table {self._folder} can't be opened: {error}.") from error
+                raise TableError(f"The table {self._folder} can't be opened: {_plain(error)}.") from error
         raise TableError(f"The table {self._folder} stayed busy.")
+
+
+def _plain(error: Exception) -> str:
+    """An error's text in one line; delta-rs writes coloured trees."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error)).split())
 
 
 def _open(folder: Path) -> DeltaTable:
@@ -371,8 +289,7 @@ def _summarise(rows: pa.Table) -> dict[str, Stored]:
 
 
 def _same_file(row: Mapping[str, Any], stored: Stored) -> bool:
-    same = (row["bytes"], row["mtime_ns"]) == (stored.bytes, stored.mtime_ns)
-    return same and stored.content_hash is not None
+    return (row["bytes"], row["mtime_ns"]) == (stored.bytes, stored.mtime_ns) and stored.content_hash is not None
 
 
 def _quote(text: str) -> str:

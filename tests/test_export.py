@@ -1,0 +1,49 @@
+import csv
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from test_predictions import row, writer
+
+from agewatch import predictions
+from agewatch.errors import UsageError
+from agewatch.export import export as write
+
+
+def export(tmp_path: Path, form: Any, **options: Any) -> Path:
+    out = tmp_path / f"out.{form}"
+    write(tmp_path / "table", out, format=form, model=options.pop("model", "m-1@0"), **options)
+    return out
+
+
+def test_exports_agree_and_follow_the_contract(tmp_path: Path) -> None:
+    writer(tmp_path, tmp_path).write([row('quote".jpg', age=30.1), row("none.jpg", face=None, age=None, error="a, b")])
+    text = export(tmp_path, "csv").read_bytes()
+    assert text.startswith(",".join(predictions.SCHEMA.names).encode() + b"\r\n")
+    records = {record["path"]: record for record in csv.DictReader(text.decode().splitlines())}
+    assert records['quote".jpg']["age"] == "30.1"
+    assert records['quote".jpg']["face"] == "0"
+    assert records['quote".jpg']["scored_at"] == "2026-01-02T03:04:05.000678Z"
+    assert records["none.jpg"]["face"] == ""
+    assert records["none.jpg"]["error"] == "a, b"
+    listed = {record["path"]: record for record in json.loads(export(tmp_path, "json").read_text())}
+    assert listed['quote".jpg']["age"] == 30.1
+    assert listed["none.jpg"]["age"] is None
+    assert listed["none.jpg"]["scored_at"] == "2026-01-02T03:04:05.000678Z"
+    assert pq.read_table(export(tmp_path, "parquet")).schema.equals(predictions.SCHEMA)
+
+
+def test_exports_take_one_model_and_its_latest_mode(tmp_path: Path) -> None:
+    writer(tmp_path, tmp_path).write([row("x.jpg", age=1)])
+    later = datetime(2027, 1, 1, tzinfo=UTC)
+    crop = predictions.Writer(tmp_path / "table", archive="a", root=tmp_path, model="m-1@0", mode="crop")
+    crop.write([row("x.jpg", age=2, mode="crop", scored_at=later)])
+    writer(tmp_path, tmp_path, model="m-2@0").write([row("x.jpg", age=3, model="m-2@0", scored_at=later)])
+    assert [record["age"] for record in json.loads(export(tmp_path, "json").read_text())] == [2]
+    assert len(json.loads(export(tmp_path, "json", model=None).read_text())) == 3
+    assert json.loads(export(tmp_path, "json", statuses=["no_face"]).read_text()) == []
+    with pytest.raises(UsageError, match="no archive 'b'"):
+        export(tmp_path, "csv", archive="b")
