@@ -17,12 +17,17 @@ from agewatch.engine import open_detector_network
 from agewatch.errors import ModelError
 from agewatch.images import RGB, decode
 
-WORKING_SIDE = 640
-"""Detection runs on a copy whose longer side has at most this many pixels."""
-DECODED_SIDE = 2 * WORKING_SIDE
+WORKING_SIDE = 960
+"""Detection runs on a copy whose longer side has at most this many pixels.
+
+At least 95 % of faces are found whose box is 40 pixels or more high in this copy, which is 167 pixels in a picture
+of 12 megapixels: 98 to 99 % of 960 upright faces pasted into noise, 88 to 95 % at 32 pixels, 42 to 85 % at 24.
+Measured by benchmarks/small_faces.py.
+"""
+DECODED_SIDE = 1280
 """Large JPEGs are decoded at a power-of-two fraction that keeps at least this longer side."""
 MIN_SCORE = 0.7
-"""Detections below are dropped."""
+"""Detections below are dropped. At 0.6 small faces gain less than by a larger copy, and false ones more than double."""
 _NMS_OVERLAP, _TOP_K = 0.3, 5000  # the detector's published defaults
 _STRIDES = (8, 16, 32)
 
@@ -150,7 +155,8 @@ def cut_chip(rgb: RGB, face: Face, *, scale: float, size: int) -> RGB:
     ]
     # Shrunk first and padded then: the other way round, a picture of one row would be padded to a square of gigabytes.
     shape = [max(1, round(length * size / pixels)) for length in inside.shape[:2]]
-    method = cv2.INTER_AREA if pixels > size else cv2.INTER_LINEAR
+    # Below half its size bilinear sampling skips pixels; above, it is as good as INTER_AREA at a tenth of the cost.
+    method = cv2.INTER_AREA if pixels > 2 * size else cv2.INTER_LINEAR
     chip: RGB = np.asarray(cv2.resize(inside, shape[::-1], interpolation=method), dtype=np.uint8)
     if chip.shape[:2] != (size, size):
         down = _padding(top * size / pixels, size, shape[0])

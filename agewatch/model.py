@@ -22,19 +22,36 @@ from agewatch.errors import ModelError
 if TYPE_CHECKING:
     from agewatch.network import AgeNetwork
 
-PREPROCESSING_REVISION = 1
+PREPROCESSING_REVISION = 2
 """Raised whenever decoded pixels, chips or quality measures change; a golden test guards it."""
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Svr:
+    """A support vector regression on a member's embedding: a normal distribution around the age that it gives.
+
+    share: its part of the member's distribution, 0..1; 1 leaves the network without a head of its own. sigma: years.
+    """
+
+    share: float
+    sigma: float
+
+
+@dataclass(frozen=True)
 class Member:
-    """One timm network of the model: name, keyword arguments and input side in pixels."""
+    """One timm network of the model: name, keyword arguments, input side in pixels, and its part of the distribution.
+
+    `weight` is relative to the other members'. A `mirrored` member averages a face and its mirror image.
+    """
 
     backbone: str
     image_size: int
     kwargs: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    mirrored: bool = False
+    svr: Svr | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +128,7 @@ class Spec:
             content = json.loads(text)
             calibration = content.pop("calibration")
             spec = cls(
-                members=tuple(Member(**member) for member in content.pop("architecture")["members"]),
+                members=tuple(map(_member, content.pop("architecture")["members"])),
                 preprocessing=_preprocessing(content.pop("preprocessing")),
                 labels=Labels(**content.pop("labels")),
                 calibration=Calibration(calibration["coverage"], tuple(Band(**band) for band in calibration["bands"])),
@@ -187,6 +204,19 @@ def read_reference(path: Path) -> bytes:
     return _reader(path)("reference.parquet")
 
 
+def read_splits(path: Path) -> bytes | None:
+    """Return the Parquet bytes of the split of every picture the model knows; None for a model without them.
+
+    Columns: key (uint64, the first 64 bits of the content hash) and split. Raises ModelError where there is no model.
+    """
+    read = _reader(path)
+    read("model.json")
+    try:
+        return read("splits.parquet")
+    except ModelError:
+        return None
+
+
 def estimate(probabilities: Floats, labels: Labels, calibration: Calibration) -> Ages:
     """Expectation, and the hull of the conformal set {y : score(x, y) <= quantile of y's band}, in years.
 
@@ -216,6 +246,11 @@ def band_quantiles(labels: Labels, calibration: Calibration) -> Floats:
     for band in calibration.bands:
         quantiles[(labels.years >= band.low) & (labels.years <= band.high)] = band.quantile
     return quantiles
+
+
+def _member(content: dict[str, Any]) -> Member:
+    svr = content.get("svr")
+    return Member(**{**content, "svr": svr and Svr(**svr)})
 
 
 def _preprocessing(content: dict[str, Any]) -> Preprocessing:

@@ -1,6 +1,8 @@
 """Worker processes that may crash or hang: a file that does it to its worker costs only itself.
 
-Each worker is an executor of one process, so that one that dies takes no other's work along.
+Each worker is an executor of one process, so that one that dies takes no other's work along. It decodes and infers by
+turns, on one thread: with one worker a core no core waits for another, so a second thread to overlap the two would only
+compete for the same cores (benchmarks/bench.py prints how busy they are).
 """
 
 import ctypes

@@ -70,6 +70,28 @@ def test_no_face_in_a_grey_picture_and_largest_first() -> None:
     assert large.box[0] > 388
 
 
+def test_small_faces_are_found() -> None:
+    """WORKING_SIDE promises 167 pixels in 12 megapixels, and 40 in a picture of its own size.
+
+    At those sizes this clear face would be found by a worse detector too, so it is smaller here.
+    """
+    portrait = Image.fromarray(astronaut().copy()).crop((130, 20, 330, 240))
+    [known] = YuNet()(np.asarray(portrait))
+    draw = np.random.default_rng(0)
+    for side, (height, width) in ((167, (3000, 4000)), (100, (3000, 4000)), (40, (720, 960)), (24, (720, 960))):
+        factor = side / known.box[3]
+        small = np.asarray(portrait.resize([round(length * factor) for length in portrait.size]))
+        canvas = draw.integers(96, 160, (height, width, 3), np.uint8)
+        for number in range(30):
+            top, left = number // 6 * height // 5, number % 6 * width // 6
+            room = height // 5 - small.shape[0], width // 6 - small.shape[1]
+            top, left = top + int(draw.integers(0, room[0])), left + int(draw.integers(0, room[1]))
+            canvas[top : top + small.shape[0], left : left + small.shape[1]] = small[:, :: 1 - number % 2 * 2]
+        found = YuNet()(canvas)
+        assert 0.95 * 30 <= len(found) <= 30, side
+        assert all(abs(face.box[3] - side) < side / 4 for face in found)
+
+
 def test_chips_at_every_edge_are_padded_squares() -> None:
     rgb = np.zeros((50, 80, 3), np.uint8)
     rgb[:, :40] = 255
@@ -98,7 +120,7 @@ def test_crop_mode_keeps_the_whole_picture_unstretched() -> None:
 
 def test_golden_chip_guards_the_preprocessing_revision() -> None:
     """A change of these figures changes every age: raise PREPROCESSING_REVISION with them."""
-    assert PREPROCESSING_REVISION == 1
+    assert PREPROCESSING_REVISION == 2
     rgb = decode(encoded(Image.fromarray(astronaut()))).rgb
     chip = cut_chip(rgb, Face((177.4, 61.2, 90.0, 120.0), score=0.9), scale=1.03, size=64)
     cells = chip.astype(float).reshape(4, 16, 4, 16, 3).mean(axis=(1, 3, 4))
@@ -108,9 +130,9 @@ def test_golden_chip_guards_the_preprocessing_revision() -> None:
 
 
 GOLDEN_CELLS = [
-    [94.43, 132.87, 133.46, 52.40],
-    [102.88, 181.23, 169.07, 75.59],
-    [187.51, 186.99, 162.73, 153.09],
-    [40.83, 185.30, 142.92, 195.10],
+    [94.22, 132.73, 133.46, 52.25],
+    [102.79, 181.01, 168.72, 75.44],
+    [187.49, 186.86, 162.46, 153.06],
+    [40.63, 185.10, 142.78, 195.03],
 ]
-GOLDEN_QUALITY = (0.55546, 0.25104, 0.01893)
+GOLDEN_QUALITY = (0.55489, 0.25297, 0.02950)

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from agewatch.errors import ModelError
-from agewatch.model import AgeModel, Band, Calibration, Labels, Spec, band_quantiles, conformity, estimate
+from agewatch.model import (
+    PREPROCESSING_REVISION,
+    AgeModel,
+    Band,
+    Calibration,
+    Labels,
+    Spec,
+    band_quantiles,
+    conformity,
+    estimate,
+)
 
 
 def changed(model: AgeModel, **spec: object) -> AgeModel:
@@ -36,9 +46,9 @@ def test_the_hash_covers_what_changes_an_age_and_nothing_else(model_folder: Path
 def test_another_preprocessing_revision_is_refused(model_folder: Path) -> None:
     content = json.loads(AgeModel.load(model_folder).spec.to_json())
     content["preprocessing"]["revision"] += 1
-    with pytest.raises(ModelError, match="revision 2"):
+    with pytest.raises(ModelError, match=f"revision {PREPROCESSING_REVISION + 1}"):
         Spec.from_json(json.dumps(content))
-    content["preprocessing"] |= {"revision": 1, "aligned": True}
+    content["preprocessing"] |= {"revision": PREPROCESSING_REVISION, "aligned": True}
     with pytest.raises(ModelError, match="aligned"):
         Spec.from_json(json.dumps(content))
 

@@ -88,6 +88,35 @@ print(json.dumps([summary.scored, summary.skipped, summary.refused, loaded]))
     assert rows(tmp_path) == before
 
 
+def test_a_second_run_opens_no_picture(tmp_path: Path, model_folder: Path, cache: Path) -> None:
+    folder = many(tmp_path / "many", 200)
+    code = """
+import json, os, sys
+from pathlib import Path
+from agewatch.score import score_archive
+root, model, table, cache = map(Path, sys.argv[1:])
+opened = []
+
+def note(event, found):
+    if event == "open" and isinstance(found[0], (str, bytes)):
+        opened.append(os.fsdecode(found[0]))
+
+sys.addaudithook(note)
+if __name__ == "__main__":
+    summary = score_archive(root, model_path=model, table=table, cache=cache, mode="crop", workers=1)
+    below = sum(path.startswith(f"{root}/") for path in opened)
+    (root / "000.png").read_bytes()
+    seen = sum(path.startswith(f"{root}/") for path in opened) - below
+    print(json.dumps([summary.scored, summary.skipped, below, seen]))
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    command = [sys.executable, str(script), str(folder), str(model_folder), str(tmp_path / "table"), str(cache)]
+    told = [json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(2)]
+    assert told[0][:2] == [200, 0]
+    assert told[1] == [0, 200, 0, 1]  # the last: the hook does see what is opened
+
+
 def test_only_what_changed_is_scored_again(run: Any, archive: Path, tmp_path: Path) -> None:
     run()
     before = rows(tmp_path)
