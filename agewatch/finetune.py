@@ -5,62 +5,63 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  # public, but not re-exported by name
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
+from agewatch.augment import augment, resized
+from agewatch.dataset import Faces
 from agewatch.engine import has_bf16
-from agewatch.images import RGB
-from agewatch.labels import Faces
 from agewatch.network import AgeNetwork
-
-if TYPE_CHECKING:
-    from agewatch.train import TrainConfig
+from agewatch.recipe import TrainConfig
 
 
-def fit(network: AgeNetwork, faces: Faces, config: "TrainConfig", *, run: Path, log: Callable[[str], None]) -> None:
-    """Train the network in place and leave it with the averaged weights of the epoch that validated best.
+def fit(
+    network: AgeNetwork, faces: Faces, config: TrainConfig, *, seed: int, run: Path, log: Callable[[str], None]
+) -> None:
+    """Train a network of one member in place and leave it with the averaged weights of the epoch that validated best.
 
-    `run` gets curve.csv and a checkpoint after every epoch, from which a later call continues.
+    It stops after `patience` epochs without a better one. `run` gets curve.csv and a checkpoint after every epoch,
+    from which a later call continues.
     """
     train, validation = faces.rows("train"), faces.rows("validation")
     network.to(memory_format=torch.channels_last)
     average = ModelEmaV3(network, decay=config.ema_decay, use_warmup=True)
     steps = len(train) // config.batch_size
     optimizer, schedule = _optimizer(network, config, steps)
+    state: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule}
     best, best_mae = copy.deepcopy(average.module.state_dict()), np.inf
     curve: list[dict[str, float]] = []
     checkpoint = run / "checkpoint.pt"
     if checkpoint.exists():
         held = torch.load(checkpoint, weights_only=True)
-        for part, state in (
-            (network, "network"),
-            (average, "average"),
-            (optimizer, "optimizer"),
-            (schedule, "schedule"),
-        ):
-            part.load_state_dict(held[state])
+        for name, part in state.items():
+            part.load_state_dict(held[name])
         best, best_mae, curve = held["best"], held["best_mae"], held["curve"]
     for epoch in range(len(curve), config.epochs):
+        if epoch - 1 - _best_epoch(curve) >= config.patience:
+            log(f"No better epoch among the last {config.patience}: training ends.")
+            break
         started = perf_counter()
-        loss = _epoch(network, average, optimizer, schedule, faces, train, config, epoch)
-        mae = _mae(average.module, faces, validation)
+        size = config.small_size if config.small_size and epoch < config.epochs // 2 else faces.chips.shape[1]
+        loss = _epoch(network, average, optimizer, schedule, faces, train, config, seed=seed, epoch=epoch, size=size)
+        mae = _mae(average.module, faces, validation, size)
         if mae < best_mae:
             best, best_mae = copy.deepcopy(average.module.state_dict()), mae
         seconds = perf_counter() - started
-        curve.append({"epoch": epoch + 1, "loss": loss, "validation_mae": mae, "seconds": seconds})
-        _save(
-            checkpoint,
-            network=network.state_dict(), average=average.state_dict(), optimizer=optimizer.state_dict(),
-            schedule=schedule.state_dict(), best=best, best_mae=best_mae, curve=curve,
-        )  # fmt: skip
+        curve.append({"epoch": epoch + 1, "size": size, "loss": loss, "validation_mae": mae, "seconds": seconds})
+        held = {name: part.state_dict() for name, part in state.items()}
+        _save(checkpoint, **held, best=best, best_mae=best_mae, curve=curve)
         _write_curve(run / "curve.csv", curve)
-        log(f"epoch {epoch + 1}/{config.epochs}: loss {loss:.3f}, validation MAE {mae:.2f}, {seconds:.0f} s")
+        log(
+            f"epoch {epoch + 1}/{config.epochs}, {size} px: loss {loss:.3f}, validation MAE {mae:.2f}, {seconds:.0f} s;"
+            f" at most {_minutes_left(config, curve, faces.chips.shape[1]):.0f} min left"
+        )
     network.load_state_dict(best)
     network.eval()
 
@@ -70,6 +71,17 @@ def soft_labels(ages: Tensor, years: Tensor, sigma: float) -> Tensor:
     return (-((years - ages.clamp(years[0], years[-1])[:, None]) ** 2) / (2 * sigma**2)).softmax(dim=1)
 
 
+def _best_epoch(curve: list[dict[str, float]]) -> int:
+    return int(np.argmin([row["validation_mae"] for row in curve])) if curve else 0
+
+
+def _minutes_left(config: TrainConfig, curve: list[dict[str, float]], full: int) -> float:
+    """The last epoch's time for each epoch to come; the cost of an epoch grows as the pixels."""
+    small = config.small_size or full
+    pixels = [small**2 if epoch < config.epochs // 2 else full**2 for epoch in range(config.epochs)]
+    return curve[-1]["seconds"] / curve[-1]["size"] ** 2 * sum(pixels[len(curve) :]) / 60
+
+
 def _epoch(
     network: AgeNetwork,
     average: ModelEmaV3,
@@ -77,26 +89,29 @@ def _epoch(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     faces: Faces,
     train: npt.NDArray[np.intp],
-    config: "TrainConfig",
+    config: TrainConfig,
+    *,
+    seed: int,
     epoch: int,
+    size: int,
 ) -> float:
-    random = np.random.default_rng((config.seed, epoch))
-    torch.manual_seed(config.seed * 1000 + epoch)
-    order = random.permutation(train)
+    random = np.random.default_rng((seed, epoch))
+    torch.manual_seed(seed * 1000 + epoch)
+    order = epoch_order(faces, train, config.source_power, random)
     steps = len(order) // config.batch_size
+    [member] = network.members
     years = network.years
     network.train()
     total = 0.0
     for step in range(steps):
         rows = order[step * config.batch_size : (step + 1) * config.batch_size]
-        chips = torch.from_numpy(np.stack([augment(faces.chips[row], random) for row in rows]))
+        chips = torch.from_numpy(np.stack([augment(faces.chips[row], random, size=size) for row in rows]))
         normal = network.normalise(chips).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
-            logits = torch.stack([member(normal) for member in network.members]).mean(dim=0).float()
+            logits = member(normal).float()
         ages = torch.from_numpy(faces.ages(rows))
-        probabilities = logits.softmax(dim=1)
         cross_entropy = -(soft_labels(ages, years, config.label_sigma) * logits.log_softmax(dim=1)).sum(dim=1).mean()
-        distance = (probabilities @ years - ages.clamp(years[0], years[-1])).abs().mean()
+        distance = (logits.softmax(dim=1) @ years - ages.clamp(years[0], years[-1])).abs().mean()
         loss = cross_entropy + 0.1 * distance  # brings years to the scale of nats
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -108,49 +123,41 @@ def _epoch(
     return total / max(steps, 1)
 
 
-def augment(chip: RGB, random: np.random.Generator) -> RGB:
-    """A plausible other photograph of the same face: mirrored, moved, turned, exposed or blurred a little."""
-    size = chip.shape[0]
-    turn = cv2.getRotationMatrix2D((size / 2, size / 2), random.normal(0, 6), random.uniform(0.9, 1.12))
-    turn[:, 2] += random.uniform(-0.04, 0.04, 2) * size
-    if random.random() < 0.5:
-        turn[0] = -turn[0]
-        turn[0, 2] += size - 1
-    moved = cv2.warpAffine(chip, turn, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    if random.random() < 0.2:
-        moved = cv2.GaussianBlur(moved, (0, 0), random.uniform(0.5, 1.5))
-    if random.random() < 0.1:
-        moved = np.repeat(cv2.cvtColor(moved, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
-    exposure = random.uniform(0.75, 1.25) * random.uniform(0.95, 1.05, 3)
-    return np.asarray(np.clip(moved * exposure + random.uniform(-20, 20), 0, 255), dtype=np.uint8)
+def epoch_order(
+    faces: Faces, train: npt.NDArray[np.intp], power: float, random: np.random.Generator
+) -> npt.NDArray[np.intp]:
+    """Rows of an epoch of about len(train) faces: sources in proportion to their size to the power.
+
+    A source is gone through in full rounds, so that none of its faces is drawn twice before all were drawn once.
+    """
+    sources = faces.table["source"].to_numpy()[train]
+    names, sizes = np.unique(sources, return_counts=True)
+    quotas = np.floor(len(train) * sizes**power / (sizes**power).sum()).astype(int)
+    drawn = []
+    for name, size, quota in zip(names, sizes, quotas, strict=True):
+        rounds = [random.permutation(train[sources == name]) for _ in range(-(-quota // size))]
+        drawn.append(np.concatenate(rounds)[:quota])
+    return random.permutation(np.concatenate(drawn))
 
 
 def _optimizer(
-    network: AgeNetwork, config: "TrainConfig", steps: int
+    network: AgeNetwork, config: TrainConfig, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    member: Any = network.members[0]
-    head = {id(parameter) for parameter in member.get_classifier().parameters()}
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for parameter in network.parameters():
-        groups.setdefault((id(parameter) in head, parameter.ndim > 1), []).append(parameter)
-    rates = [config.learning_rate * (4 if is_head else 1) for is_head, _ in groups]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": parameters, "weight_decay": config.weight_decay if is_matrix else 0.0}
-            for (_, is_matrix), parameters in groups.items()
-        ]
-    )
+    [member] = network.members
+    groups = param_groups_layer_decay(member, config.weight_decay, layer_decay=config.layer_decay)
+    rates = [config.learning_rate * group.pop("lr_scale") for group in groups]
+    optimizer = torch.optim.AdamW(groups)
     total = max(1, steps * config.epochs)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=total, pct_start=0.15)
 
 
-def _mae(network: AgeNetwork, faces: Faces, rows: npt.NDArray[np.intp]) -> float:
+def _mae(network: AgeNetwork, faces: Faces, rows: npt.NDArray[np.intp], size: int) -> float:
     network.eval()
     found = []
-    with torch.inference_mode():
-        for start in range(0, len(rows), 128):
-            chips = torch.from_numpy(faces.chips[rows[start : start + 128]])
-            found.append((network(chips) @ network.years).numpy())
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
+        for start in range(0, len(rows), 64):
+            chips = np.stack([resized(faces.chips[row], size) for row in rows[start : start + 64]])
+            found.append((network(torch.from_numpy(chips)).float() @ network.years).float().numpy())
     return float(np.abs(np.concatenate(found) - faces.ages(rows)).mean())
 
 

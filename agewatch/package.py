@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from agewatch.errors import ModelError, UsageError
-from agewatch.model import AgeModel, read_reference
+from agewatch.model import AgeModel, read_reference, read_splits
 
 
 def package(run_folder: Path, *, version: str, store: Path) -> Path:
-    """Make `STORE/agewatch-VERSION.mar` of a folder's model.json, model.safetensors and reference.parquet.
+    """Make `STORE/agewatch-VERSION.mar` of what `train` left in a folder: the model and its tables.
 
     Weights and calibration stay as they are, so the hash does too; only the version is new. The file appears
     whole or not at all. Raises UsageError where the version is malformed or exists already, ModelError where
@@ -32,11 +32,13 @@ def package(run_folder: Path, *, version: str, store: Path) -> Path:
         raise UsageError(f"{target} exists already; choose another version.")
     trained = AgeModel.load(run_folder)
     model = dataclasses.replace(trained, spec=dataclasses.replace(trained.spec, version=version))
-    reference = _renamed(read_reference(run_folder), model.id)
+    tables = {"reference.parquet": _renamed(read_reference(run_folder), model.id)}
+    if splits := read_splits(run_folder):
+        tables["splits.parquet"] = splits
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store, prefix=".packaging-") as folder:
         stage = Path(folder)
-        _stage(model, reference, stage / "content")
+        _stage(model, tables, stage / "content")
         made = _archive(stage, version)
         if AgeModel.load(made).id != model.id:
             raise ModelError(f"The archive made from {run_folder} holds another model than the folder.")
@@ -55,11 +57,12 @@ def _renamed(reference: bytes, model_id: str) -> bytes:
     return file.getvalue()
 
 
-def _stage(model: AgeModel, reference: bytes, content: Path) -> None:
+def _stage(model: AgeModel, tables: dict[str, bytes], content: Path) -> None:
     code = content / "agewatch"
     code.mkdir(parents=True)
     model.save(content)
-    (content / "reference.parquet").write_bytes(reference)
+    for name, table in tables.items():
+        (content / name).write_bytes(table)
     for source in Path(__file__).parent.glob("*.py"):
         shutil.copy(source, code)
 

@@ -1,74 +1,40 @@
-"""Labelled faces -> candidates on one shared evaluation, in the order it runs."""
+"""Labelled faces -> candidates on one shared evaluation -> the model to package, in the order it runs."""
 
-import dataclasses
 import json
-import subprocess
-import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from sklearn.compose import TransformedTargetRegressor
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVR
 
 from agewatch import evaluate, finetune
 from agewatch.archive import FileRef
-from agewatch.engine import Engine, has_bf16, open_engine
+from agewatch.candidates import cnn_model, embeddings, ensemble_model, linear_model, ridge, svr
+from agewatch.dataset import SPLITS, Faces, prepare
+from agewatch.engine import cpu_ms_a_face, has_bf16, open_engine
 from agewatch.errors import LabelError, ModelError, UsageError
 from agewatch.evaluate import Metrics
-from agewatch.images import RGB
-from agewatch.labels import SPLITS, Faces, prepare, read_sources
-from agewatch.model import AgeModel, Calibration, Floats, Labels, Member, Preprocessing, Spec
-from agewatch.network import AgeNetwork, to_bytes
+from agewatch.labels import read_sources
+from agewatch.model import AgeModel, Calibration, Floats, Labels, Member, Preprocessing, Spec, read_splits
+from agewatch.network import AgeNetwork
 from agewatch.predictions import SCHEMA
-from agewatch.rows import Job, Mode, Scorer
+from agewatch.provenance import claim, data_hash, git_commit, library_versions
+from agewatch.recipe import TrainConfig
+from agewatch.rows import Job, Mode, Scorer, hash_key
 
 Log = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """A recipe. `mean` and `std` are per RGB channel for pixels in 0..1; sizes in pixels.
-
-    When training starts from a model file, its architecture and preprocessing win over the recipe's.
-    """
-
-    backbone: str = "mobilenetv1_100"
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's, timm's default
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    image_size: int = 160
-    epochs: int = 4
-    batch_size: int = 64
-    learning_rate: float = 4e-4  # of the backbone; the new head learns four times as fast
-    weight_decay: float = 0.05
-    label_sigma: float = 2.0  # years; labels of such data are off by about as much
-    ema_decay: float = 0.998
-    seed: int = 0
-
-    @classmethod
-    def from_toml(cls, path: Path) -> "TrainConfig":
-        """Read a recipe file. Raises UsageError where it is no TOML or has unknown names."""
-        try:
-            return cls(**{key: _frozen(value) for key, value in tomllib.loads(path.read_text()).items()})
-        except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
-            raise UsageError(f"The recipe {path} can't be used: {error}.") from error
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+CANDIDATES = ("ridge on frozen embeddings", "linear SVR on frozen embeddings", "CNN", "CNN, mirrored", "ensemble")
+"""What is compared, and can be served, beside the median age."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +43,15 @@ class Trained:
 
     run: Path
     model_folder: Path
+    chosen: str
     tables: dict[str, list[Metrics]]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    name: str
+    model: AgeModel
+    validation_mae: float
 
 
 def train(
@@ -85,70 +59,103 @@ def train(
     *,
     run: Path,
     config: TrainConfig,
+    cache: Path,
     start: Path | None = None,
     workers: int = 2,
     log: Log = print,
 ) -> Trained:
     """Train all candidates on labelled pictures and leave everything about them in the folder `run`.
 
-    `start` is a safetensors file of the recipe's backbone or an agewatch model file; without it the network starts
-    from chance. A run that was interrupted continues after its last whole epoch when it is called again with the
-    same arguments. Raises UsageError, LabelError or ModelError.
+    `start` is a safetensors file of the recipe's backbone or an agewatch model file; without it the networks start
+    from timm's weights where the recipe says `pretrained`, else from chance. `cache` keeps what was extracted from the
+    pictures. A run that was interrupted continues after its last whole epoch when it is called again with the same
+    arguments. Raises UsageError, LabelError or ModelError.
     """
-    torch.manual_seed(config.seed)
-    spec, state = _starting_point(config, start)
+    if config.serve not in (None, *CANDIDATES):
+        raise UsageError(f"There is no candidate {config.serve!r} to serve; there are {', '.join(CANDIDATES)}.")
+    spec, states = _starting_point(config, start)
     labelled = read_sources(sources)
     log(f"Reading {len(labelled)} labelled pictures ...")
     faces = prepare(
-        labelled, size=spec.image_size, chip_scale=spec.preprocessing.chip_scale, workers=workers,
+        labelled, size=spec.image_size, chip_scale=spec.preprocessing.chip_scale, workers=workers, cache=cache,
+        earlier=_earlier_splits(start), progress=lambda done, total: log(f"  {done} of {total}"),
     )  # fmt: skip
     _require_enough(faces, config)
     run.mkdir(parents=True, exist_ok=True)
-    spec = replace(spec, data_hash=_data_hash(faces), versions=_versions(), git_commit=_git_commit())
-    _claim_run(run, config, spec, start)
+    spec = replace(spec, data_hash=data_hash(faces.table), versions=library_versions(), git_commit=git_commit())
+    claim(run, config, spec, start)
     faces.table.to_parquet(run / "faces.parquet")
     _log_faces(faces, log)
 
-    network = AgeNetwork(spec)
-    _load_start(network, state)
-    log("Ridge and SVR on frozen embeddings ...")
-    frozen = _frozen_candidates(network, faces)
-
-    log("CNN ...")
-    finetune.fit(network, faces, config, run=run, log=log)
-    folder = run / "cnn"
-    folder.mkdir(exist_ok=True)
-    model = AgeModel(replace(spec, calibration=Calibration()), to_bytes(network.state_dict()))  # rounded from here on
-    engine = open_engine(model, cache=run / "cache", engine="openvino", precision="f32")
-    rows = faces.rows("calibration")
-    calibration = evaluate.calibrate(distributions(engine, faces.chips[rows]), faces.ages(rows), spec.labels)
-    model = AgeModel(replace(model.spec, calibration=calibration), model.weights)
-
-    test = faces.rows("test")
-    probabilities = distributions(engine, faces.chips[test])
-    ages = model.estimate(probabilities).age
-    mean: Floats = np.stack([frozen["linear SVR on frozen embeddings"], ages]).mean(axis=0)
-    candidates = {**frozen, "CNN": ages, "mean of SVR and CNN": mean}
-    tables = _comparison(faces, test, candidates)
-    metrics = _metrics(model, faces, test, probabilities, tables) | {"bf16": _bf16_cost(model, faces, test, run)}
+    candidates = _candidates(spec, states, faces, config, run, log)
+    best = min(candidates, key=lambda candidate: candidate.validation_mae)
+    chosen = next((candidate for candidate in candidates if candidate.name == config.serve), best)
+    log(f"Served: {chosen.name} (validation MAE {chosen.validation_mae:.2f} years)")
+    model = _calibrated(chosen.model, faces, run)
+    tables = _comparison(candidates, faces, run)
+    metrics = _metrics(model, faces, run) | {
+        "held_out": {name: evaluate.as_records(table) for name, table in tables.items()},
+        "served": chosen.name,
+        "training": _training(config, start, faces, run),
+    }
     model = AgeModel(replace(model.spec, metrics=metrics), model.weights)
-    model.save(folder)
-    pq.write_table(
-        _reference(faces, folder, {item.source.name: item.source for item in labelled}),
-        folder / "reference.parquet",
-    )
+    folder = _save(model, faces, {item.source.name: item.source for item in labelled}, start, run)
     _write_tables(run, tables)
-    return Trained(run, folder, tables)
+    return Trained(run, folder, chosen.name, tables)
 
 
-def distributions(engine: Engine, chips: RGB) -> Floats:
-    """Run an engine over many chips (n, size, size, 3); returns (n, bins)."""
-    batch = 64
-    return np.concatenate([engine(chips[start : start + batch]) for start in range(0, len(chips), batch)])
+def _starting_point(config: TrainConfig, start: Path | None) -> tuple[Spec, list[dict[str, torch.Tensor]]]:
+    """The spec of one network, and the weights that each network of the ensemble starts from."""
+    if start is not None and start.suffix != ".safetensors":
+        model = AgeModel.load(start)
+        first = model.spec.members[0]
+        alone = Member(first.backbone, first.image_size, first.kwargs)
+        whole = model.network().state_dict()
+        states = [_alone(whole, index) for index in range(len(model.spec.members))]
+        return replace(model.spec, members=(alone,), metrics={}, calibration=Calibration()), states
+    spec = Spec(
+        name="agewatch",
+        version="0",
+        members=(Member(config.backbone, config.image_size, config.kwargs),),
+        preprocessing=Preprocessing(config.mean, config.std),
+        labels=Labels(),
+    )
+    if start is None:
+        return spec, [_downloaded(config) if config.pretrained else {}] * config.members
+    try:
+        weights = load_file(start)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"The weights {start} can't be read: {error}.") from error
+    return spec, [{f"members.0.{name}": tensor for name, tensor in weights.items()}] * config.members
 
 
-def _load_start(network: AgeNetwork, state: dict[str, torch.Tensor]) -> None:
-    """Load all that the starting point has; only a new head may be missing in it."""
+def _downloaded(config: TrainConfig) -> dict[str, torch.Tensor]:
+    try:
+        network = timm.create_model(config.backbone, pretrained=True, num_classes=0, **config.kwargs)
+    except Exception as error:  # of the hub's client, which raises its own, requests' and OS errors
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"timm can't get the weights of {config.backbone} here: {reason}") from error
+    return {f"members.0.{name}": tensor for name, tensor in network.state_dict().items()}
+
+
+def _alone(state: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
+    prefix = f"members.{index}."
+    return {name.replace(prefix, "members.0."): t for name, t in state.items() if name.startswith(prefix)}
+
+
+def _earlier_splits(start: Path | None) -> dict[int, str]:
+    """The splits of the pictures that the model to start from knows, by `hash_key`."""
+    data = None if start is None or start.suffix == ".safetensors" else read_splits(start)
+    if data is None:
+        return {}
+    table = pq.read_table(pa.BufferReader(data))
+    return dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
+
+
+def _started(spec: Spec, state: dict[str, torch.Tensor], seed: int) -> AgeNetwork:
+    """A network with the weights it starts from: all that there are, only a new head may be missing."""
+    torch.manual_seed(seed)
+    network = AgeNetwork(spec)
     try:
         missing, unexpected = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -159,113 +166,136 @@ def _load_start(network: AgeNetwork, state: dict[str, torch.Tensor]) -> None:
     missing = [name for name in missing if name not in new and not name.endswith("num_batches_tracked")]
     if state and (missing or unexpected):
         raise ModelError(f"The weights to start from do not fit the network: {[*missing, *unexpected][:3]}.")
+    return network
 
 
-def _starting_point(config: TrainConfig, start: Path | None) -> tuple[Spec, dict[str, torch.Tensor]]:
-    if start is not None and start.suffix != ".safetensors":
-        model = AgeModel.load(start)
-        return replace(model.spec, metrics={}, calibration=Calibration()), dict(model.network().state_dict())
-    spec = Spec(
-        name="agewatch",
-        version="0",
-        members=(Member(config.backbone, config.image_size, config.kwargs),),
-        preprocessing=Preprocessing(config.mean, config.std),
-        labels=Labels(),
-    )
-    if start is None:
-        return spec, {}
-    try:
-        weights = load_file(start)
-    except Exception as error:  # safetensors raises its own and OS errors alike
-        raise ModelError(f"The weights {start} can't be read: {error}.") from error
-    return spec, {f"members.0.{name}": tensor for name, tensor in weights.items()}
+def _candidates(
+    spec: Spec, states: list[dict[str, torch.Tensor]], faces: Faces, config: TrainConfig, run: Path, log: Log
+) -> list[_Candidate]:
+    """Train and build every candidate but the median, the frozen ones before training changes the network."""
 
+    def candidate(name: str, model: AgeModel) -> _Candidate:
+        rows = faces.rows("validation")
+        return _Candidate(name, model, float(np.abs(_ages(model, faces, "validation", run) - faces.ages(rows)).mean()))
 
-def _frozen_candidates(network: AgeNetwork, faces: Faces) -> dict[str, Floats]:
-    """Test-split ages of the candidates that do not train the network: median, ridge and linear SVR."""
-    splits = {name: faces.rows(name) for name in ("train", "validation", "test")}
-    embeddings = {name: _embeddings(network, faces.chips[rows]) for name, rows in splits.items()}
-    ages = {name: faces.ages(rows) for name, rows in splits.items()}
-
-    def fitted(regressor: RidgeCV | LinearSVR) -> Callable[[str], Floats]:
-        model = TransformedTargetRegressor(make_pipeline(StandardScaler(), regressor), transformer=StandardScaler())
-        model.fit(embeddings["train"], ages["train"])
-        return lambda split: np.asarray(model.predict(embeddings[split]).clip(0, 100), dtype=np.float32)
-
-    def validation_mae(predict: Callable[[str], Floats]) -> float:
-        return float(np.abs(predict("validation") - ages["validation"]).mean())
-
-    ridge = fitted(RidgeCV(np.logspace(0, 5, 11)))
-    # The primal of the squared loss: the only one of liblinear's SVRs that is fast on thousands of faces.
-    svrs = [
-        fitted(LinearSVR(C=c, epsilon=0.05, loss="squared_epsilon_insensitive", dual=False)) for c in (1e-4, 1e-3, 1e-2)
+    networks = [_started(spec, state, config.seed + index) for index, state in enumerate(states)]
+    log("Ridge and SVR on frozen embeddings ...")
+    seen = {split: embeddings(networks[0], faces, split) for split in ("train", "validation")}
+    ages = {split: faces.ages(faces.rows(split)) for split in seen}
+    found = [
+        candidate(f"{name} on frozen embeddings", linear_model(spec, networks[0], regression(seen, ages)))
+        for name, regression in (("ridge", ridge), ("linear SVR", svr))
     ]
-    return {
-        "median age": np.full(len(splits["test"]), np.median(ages["train"]), np.float32),
-        "ridge on frozen embeddings": ridge("test"),
-        "linear SVR on frozen embeddings": min(svrs, key=validation_mae)("test"),
-    }
+    for index, network in enumerate(networks):
+        log(f"CNN {index + 1} of {len(networks)} ...")
+        folder = run / f"member-{index}"
+        folder.mkdir(exist_ok=True)
+        finetune.fit(network, faces, config, seed=config.seed + index, run=folder, log=log)
+    log("Ensemble ...")
+    found += [
+        candidate("CNN", cnn_model(spec, networks[0])),
+        candidate("CNN, mirrored", cnn_model(spec, networks[0], mirrored=True)),
+    ]
+    model, mae = ensemble_model(spec, networks, faces, lambda model, split: _ages(model, faces, split, run))
+    return [*found, _Candidate("ensemble", model, mae)]
 
 
-def _embeddings(network: AgeNetwork, chips: RGB, batch: int = 128) -> Floats:
-    member: Any = network.eval().members[0]
-    found = []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
-        for start in range(0, len(chips), batch):
-            normal = network.normalise(torch.from_numpy(chips[start : start + batch]))
-            normal = normal.contiguous(memory_format=torch.channels_last)
-            found.append(member.forward_head(member.forward_features(normal), pre_logits=True).float().numpy())
-    return np.concatenate(found)
+def _distributions(model: AgeModel, faces: Faces, split: str, run: Path) -> Floats:
+    engine = open_engine(model, cache=run / "cache", engine="openvino", precision="f32")
+    rows = faces.rows(split)
+    return np.concatenate([engine(faces.chips[rows[start : start + 64]]) for start in range(0, len(rows), 64)])
 
 
-def _comparison(faces: Faces, test: npt.NDArray[np.intp], candidates: dict[str, Floats]) -> dict[str, list[Metrics]]:
+def _ages(model: AgeModel, faces: Faces, split: str, run: Path) -> Floats:
+    return model.estimate(_distributions(model, faces, split, run)).age
+
+
+def _calibrated(model: AgeModel, faces: Faces, run: Path) -> AgeModel:
+    ages = faces.ages(faces.rows("calibration"))
+    calibration = evaluate.calibrate(_distributions(model, faces, "calibration", run), ages, model.spec.labels)
+    return AgeModel(replace(model.spec, calibration=calibration), model.weights)
+
+
+def _comparison(candidates: Sequence[_Candidate], faces: Faces, run: Path) -> dict[str, list[Metrics]]:
     """One comparison table over all held-out faces, and one a source."""
-    sources = faces.table["source"].to_numpy()[test]
-    everywhere = np.ones(len(test), bool)
-    slices = {"all": everywhere} | {str(source): sources == source for source in dict.fromkeys(sources)}
+    test = faces.rows("test")
+    ages = {candidate.name: _ages(candidate.model, faces, "test", run) for candidate in candidates}
+    ages = {"median age": np.full(len(test), np.median(faces.ages(faces.rows("train"))), np.float32), **ages}
+    models = [candidate.model for candidate in candidates]
+    costs = dict(zip([c.name for c in candidates], cpu_ms_a_face(models, cache=run / "cache"), strict=True))
+    sizes = {candidate.name: len(candidate.model.weights) / 1e6 for candidate in candidates}
+    table = faces.table.iloc[test].reset_index(drop=True)
+    places = {"all": table.index} | {str(name): rows.index for name, rows in table.groupby("source", sort=False)}
     return {
         name: [
-            evaluate.measure(candidate, ages[inside], faces.ages(test)[inside])
-            for candidate, ages in candidates.items()
+            replace(
+                evaluate.measure(candidate, predicted[inside], table["age"].to_numpy()[inside]),
+                worst=evaluate.worst_slice(table.loc[inside].assign(predicted=predicted[inside])),
+                cost_ms=costs.get(candidate),
+                megabytes=sizes.get(candidate),
+            )
+            for candidate, predicted in ages.items()
         ]
-        for name, inside in slices.items()
+        for name, inside in places.items()
     }
 
 
-def _metrics(
-    model: AgeModel,
-    faces: Faces,
-    test: npt.NDArray[np.intp],
-    probabilities: Floats,
-    tables: dict[str, list[Metrics]],
-) -> dict[str, Any]:
-    found = model.estimate(probabilities)
+def _metrics(model: AgeModel, faces: Faces, run: Path) -> dict[str, Any]:
+    found = model.estimate(_distributions(model, faces, "test", run))
+    ages = faces.ages(faces.rows("test"))
     return {
-        "held_out": {name: evaluate.as_records(table) for name, table in tables.items()},
         "interval": {
-            "coverage": evaluate.coverage_share(found.low, found.high, faces.ages(test), model.spec.labels),
+            "coverage": evaluate.coverage_share(found.low, found.high, ages, model.spec.labels),
             "mean_width_years": float((found.high - found.low).mean()),
-            "n": len(test),
+            "n": len(ages),
         },
         "faces": {str(split): int(n) for split, n in faces.table["split"].value_counts().items()},
+        "bf16": _bf16_cost(model, found.age, faces, run),
     }
 
 
-def _bf16_cost(model: AgeModel, faces: Faces, test: npt.NDArray[np.intp], run: Path) -> dict[str, float]:
+def _bf16_cost(model: AgeModel, in_f32: Floats, faces: Faces, run: Path) -> dict[str, float]:
     """What bf16 does to the held-out faces, years; empty where this CPU can't tell."""
     if not has_bf16():
         return {}
-    found = {}
-    for precision in ("f32", "bf16"):
-        engine = open_engine(model, cache=run / "cache", engine="openvino", precision=precision)
-        found[precision] = model.estimate(distributions(engine, faces.chips[test])).age
-    true, moved = faces.ages(test), np.abs(found["bf16"] - found["f32"])
-    mae = {precision: float(np.abs(ages - true).mean()) for precision, ages in found.items()}
+    engine = open_engine(model, cache=run / "cache", engine="openvino", precision="bf16")
+    rows = faces.rows("test")
+    found = np.concatenate([engine(faces.chips[rows[start : start + 64]]) for start in range(0, len(rows), 64)])
+    true, in_bf16 = faces.ages(rows), model.estimate(found).age
+    moved = np.abs(in_bf16 - in_f32)
     return {
-        "mae_change_years": mae["bf16"] - mae["f32"],
+        "mae_change_years": float(np.abs(in_bf16 - true).mean() - np.abs(in_f32 - true).mean()),
         "mean_difference_years": float(moved.mean()),
         "max_difference_years": float(moved.max()),
     }
+
+
+def _training(config: TrainConfig, start: Path | None, faces: Faces, run: Path) -> dict[str, Any]:
+    """What the model card says of the training; of the start only its name, as paths are nobody's business."""
+    counts = {name: faces.table[name].value_counts() for name in ("source", "reason", "split")}
+    curves = [pd.read_csv(file).to_dict("records") for file in sorted(run.glob("member-*/curve.csv"))]
+    return {
+        "recipe": asdict(config),
+        "start": start.name if start else None,
+        "sources": {str(name): int(n) for name, n in counts["source"].items()},
+        "dropped": {str(name): int(n) for name, n in counts["reason"].items()},
+        "splits": {str(name): int(n) for name, n in counts["split"].items()},
+        "curves": curves,
+    }
+
+
+def _save(model: AgeModel, faces: Faces, roots: dict[str, Path], start: Path | None, run: Path) -> Path:
+    """Write all that `package` takes into RUN/model: the model, its reference rows, and the splits that it knows."""
+    folder = run / "model"
+    folder.mkdir(exist_ok=True)
+    model.save(folder)
+    used = faces.table[faces.table["split"].notna()]
+    own = dict(zip(map(hash_key, used["content_hash"]), used["split"], strict=True))
+    known = _earlier_splits(start) | own
+    splits = pa.table({"key": pa.array(known, pa.uint64()), "split": pa.array(known.values(), pa.string())})
+    pq.write_table(splits, folder / "splits.parquet", use_dictionary=["split"])
+    pq.write_table(_reference(faces, folder, roots), folder / "reference.parquet")
+    return folder
 
 
 def _reference(faces: Faces, folder: Path, roots: dict[str, Path]) -> pa.Table:
@@ -295,21 +325,6 @@ def _require_enough(faces: Faces, config: TrainConfig) -> None:
         raise LabelError(f"The faces are too few to train on, in batches of {config.batch_size}: {sizes}.")
 
 
-def _claim_run(run: Path, config: TrainConfig, spec: Spec, start: Path | None) -> None:
-    """Write the resolved configuration, or refuse a folder that holds another run's."""
-    resolved = {
-        "config": dataclasses.asdict(config),
-        "start": str(start.resolve()) if start else None,
-        "data_hash": spec.data_hash,
-        "members": [dataclasses.asdict(member) for member in spec.members],
-    }
-    text = json.dumps(resolved, indent=1, sort_keys=True)
-    file = run / "config.json"
-    if file.exists() and file.read_text() != text:
-        raise UsageError(f"The folder {run} holds another training run: choose a new one.")
-    file.write_text(text)
-
-
 def _write_tables(run: Path, tables: dict[str, list[Metrics]]) -> None:
     records = {name: evaluate.as_records(table) for name, table in tables.items()}
     (run / "comparison.json").write_text(json.dumps(records, indent=1))
@@ -321,25 +336,5 @@ def _log_faces(faces: Faces, log: Log) -> None:
     counts = faces.table["split"].value_counts().to_dict()
     dropped = faces.table["reason"].value_counts().to_dict()
     log(f"Faces: {', '.join(f'{n} {split}' for split, n in counts.items())}; dropped: {dropped or 'none'}")
-
-
-def _data_hash(faces: Faces) -> str:
-    columns = faces.table[["source", "path", "age", "content_hash", "split"]].astype(str)
-    return blake2b(columns.sort_values(["source", "path"]).to_csv(index=False).encode(), digest_size=16).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    return {package: version(package) for package in ("torch", "timm", "openvino", "pillow", "numpy")}
-
-
-def _git_commit() -> str:
-    """The checkout's commit, with `-dirty` where files differ from it; empty where this is no checkout."""
-    checkout = Path(__file__).parents[1]
-    if not (checkout / ".git").exists():
-        return ""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
-    try:
-        answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
-    except OSError:  # no git here
-        return ""
-    return answer.stdout.strip()
+    if doubtful := int(faces.table["near_duplicate_ages_differ"].sum()):
+        log(f"{doubtful} of them are near-duplicates with ages more than 5 years apart: see faces.parquet.")

@@ -26,6 +26,8 @@ def tiny_model(folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     AgeModel(spec, to_bytes(network.state_dict())).save(folder)
     # Rows that stand in for a reference: nothing that uses this model judges them.
+    # Nor is anything of the content that this stands for ever seen.
+    pq.write_table(pa.table({"key": pa.array([1], pa.uint64()), "split": ["train"]}), folder / "splits.parquet")
     pq.write_table(pa.table({"path": ["a.png"], "age": [30.0], "age_true": [31.0]}), folder / "reference.parquet")
     return folder
 

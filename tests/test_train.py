@@ -1,20 +1,23 @@
 import csv
 import io
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import torch
 from faces_drawn import write_age_folders
 
 from agewatch import predictions
 from agewatch.errors import LabelError, UsageError
-from agewatch.finetune import soft_labels
-from agewatch.model import AgeModel, read_reference
-from agewatch.train import TrainConfig, Trained, train
+from agewatch.model import AgeModel, Member, read_reference, read_splits
+from agewatch.recipe import TrainConfig
+from agewatch.rows import hash_key
+from agewatch.train import CANDIDATES, Trained, train
 
-SMALL = TrainConfig(backbone="test_efficientnet", image_size=64, epochs=2, batch_size=16, learning_rate=2e-3)
+SMALL = TrainConfig(backbone="test_efficientnet", image_size=64, epochs=2, batch_size=16, learning_rate=8e-3)
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +27,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def silent(_line: str) -> None:
+    pass
+
+
+def run_of(
+    data: Path, run: Path, config: TrainConfig, start: Path | None = None, log: Callable[[str], None] = silent
+) -> Trained:
+    return train([data], run=run, config=config, cache=run.parent / "cache", start=start, workers=1, log=log)
+
+
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train([data], run=tmp_path_factory.mktemp("run"), config=SMALL, log=lambda _line: None)
+    return run_of(data, tmp_path_factory.mktemp("run"), SMALL)
 
 
 def test_a_run_leaves_a_model_that_opens_and_its_comparison(trained: Trained) -> None:
     model = AgeModel.load(trained.model_folder)
-    assert [row.name for row in trained.tables["all"]] == [
-        "median age", "ridge on frozen embeddings", "linear SVR on frozen embeddings", "CNN", "mean of SVR and CNN",
-    ]  # fmt: skip
+    assert [row.name for row in trained.tables["all"]] == ["median age", *CANDIDATES]
+    assert all(row.cost_ms and row.megabytes for row in trained.tables["all"][1:])
+    assert model.spec.metrics["served"] == trained.chosen
     assert trained.tables["all"] == trained.tables["drawn"]
     by_name = {row.name: row for row in trained.tables["all"]}
     assert by_name["ridge on frozen embeddings"].mae < by_name["median age"].mae  # brightness tells the age
@@ -41,7 +54,7 @@ def test_a_run_leaves_a_model_that_opens_and_its_comparison(trained: Trained) ->
     assert model.spec.calibration.bands
     assert model.spec.data_hash
     assert "| CNN |" in (trained.run / "comparison.md").read_text()
-    curve = list(csv.DictReader((trained.run / "curve.csv").open()))
+    curve = list(csv.DictReader((trained.run / "member-0" / "curve.csv").open()))
     assert [row["epoch"] for row in curve] == ["1", "2"]
 
 
@@ -66,19 +79,27 @@ def test_the_reference_is_the_models_own_rows_on_held_out_pictures(trained: Trai
     assert set(rows["model"]) == {AgeModel.load(trained.model_folder).id}
     test = faces.loc[rows.index, "split"] == "test"
     errors = (rows["age"] - rows["age_true"])[test].abs().mean()
-    cnn = next(row for row in trained.tables["all"] if row.name == "CNN")
-    assert errors == pytest.approx(cnn.mae, abs=0.01)
+    served = next(row for row in trained.tables["all"] if row.name == trained.chosen)
+    assert errors == pytest.approx(served.mae, abs=0.01)
+
+
+def test_the_model_knows_the_split_of_every_picture(trained: Trained) -> None:
+    splits = pd.read_parquet(io.BytesIO(read_splits(trained.model_folder) or b"")).set_index("key")["split"]
+    faces = pd.read_parquet(trained.run / "faces.parquet")
+    assert [splits[hash_key(digest)] for digest in faces["content_hash"]] == faces["split"].tolist()
 
 
 def test_an_interrupted_run_ends_like_an_undisturbed_one(data: Path, trained: Trained, tmp_path: Path) -> None:
+    """Which is to say too: the same seed and data give the same model."""
+
     def interrupt(line: str) -> None:
         if line.startswith("epoch 1"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train([data], run=tmp_path / "run", config=SMALL, log=interrupt)
+        run_of(data, tmp_path / "run", SMALL, log=interrupt)
     lines: list[str] = []
-    again = train([data], run=tmp_path / "run", config=SMALL, log=lines.append)
+    again = run_of(data, tmp_path / "run", SMALL, log=lines.append)
     assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 2/2"]
     calm = {row.name: row.mae for row in trained.tables["all"]}
     assert {row.name: row.mae for row in again.tables["all"]} == pytest.approx(calm, abs=0.01)
@@ -86,21 +107,55 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(data: Path, trained: Tr
 
 def test_another_run_in_the_same_folder_is_refused(data: Path, trained: Trained) -> None:
     with pytest.raises(UsageError, match="another training run"):
-        train([data], run=trained.run, config=TrainConfig(epochs=9), log=lambda _line: None)
+        run_of(data, trained.run, TrainConfig(epochs=9))
 
 
 def test_training_continues_from_a_model_file(data: Path, trained: Trained, tmp_path: Path) -> None:
-    config = TrainConfig(backbone="ignored", epochs=1, batch_size=16)
-    again = train([data], run=tmp_path / "run", config=config, start=trained.model_folder, log=lambda _line: None)
-    model = AgeModel.load(again.model_folder)
-    assert model.spec.members == AgeModel.load(trained.model_folder).spec.members
-    assert model.weights != AgeModel.load(trained.model_folder).weights
+    config = TrainConfig(backbone="ignored", epochs=1, batch_size=16, serve="CNN")
+    again = run_of(data, tmp_path / "run", config, start=trained.model_folder)
+    before, after = (AgeModel.load(folder) for folder in (trained.model_folder, again.model_folder))
+    assert after.spec.members == (Member("test_efficientnet", 64),)
+    assert after.weights != before.weights
+    assert read_splits(again.model_folder) == read_splits(trained.model_folder)
+
+
+@pytest.mark.parametrize("serve", ["linear SVR on frozen embeddings", "ensemble"])
+def test_whichever_candidate_is_served_is_the_one_that_was_measured(data: Path, tmp_path: Path, serve: str) -> None:
+    trained = run_of(data, tmp_path / "run", replace(SMALL, members=2, epochs=1, serve=serve))
+    model = AgeModel.load(trained.model_folder)
+    reference = pd.read_parquet(io.BytesIO(read_reference(trained.model_folder)))
+    test = pd.read_parquet(trained.run / "faces.parquet").query("split == 'test'")["path"]
+    rows = reference[(reference["mode"] == "crop") & reference["path"].isin(test)]
+    measured = next(row for row in trained.tables["all"] if row.name == serve)
+    assert (rows["age"] - rows["age_true"]).abs().mean() == pytest.approx(measured.mae, abs=0.01)
+    assert trained.chosen == serve
+    assert model.spec.calibration.bands
+
+
+def test_a_candidate_that_does_not_exist_is_said(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no candidate 'best'"):
+        run_of(data, tmp_path / "run", replace(SMALL, serve="best"))
+
+
+def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
+    """A leak anywhere between labels and held-out faces would show as an error below the median's."""
+    write_age_folders(tmp_path / "drawn", ages=list(range(0, 100, 5)), each=25)
+    paths = sorted(str(path.relative_to(tmp_path / "drawn")) for path in (tmp_path / "drawn").rglob("*.png"))
+    ages = np.random.default_rng(0).permutation([int(path[:3]) for path in paths])
+    lines = [f"{path},{age}" for path, age in zip(paths, ages, strict=True)]
+    config = replace(SMALL, epochs=3)
+    honest = run_of(tmp_path / "drawn", tmp_path / "honest", config).tables["all"]
+    (tmp_path / "drawn.csv").write_text("\n".join(["path,age", *lines]))
+    shuffled = run_of(tmp_path / "drawn", tmp_path / "shuffled", config).tables["all"]
+    median, *candidates = shuffled
+    assert all(row.mae > 0.85 * median.mae for row in candidates), shuffled
+    assert min(row.mae for row in honest[1:]) < 0.5 * median.mae, honest
 
 
 def test_too_few_faces_are_said(tmp_path: Path) -> None:
     write_age_folders(tmp_path / "few", ages=[10, 20], each=5)
     with pytest.raises(LabelError, match="too few"):
-        train([tmp_path / "few"], run=tmp_path / "run", config=SMALL, log=lambda _line: None)
+        run_of(tmp_path / "few", tmp_path / "run", SMALL)
 
 
 def test_a_recipe_with_unknown_names_is_refused(tmp_path: Path) -> None:
@@ -109,11 +164,3 @@ def test_a_recipe_with_unknown_names_is_refused(tmp_path: Path) -> None:
         TrainConfig.from_toml(tmp_path / "r.toml")
     (tmp_path / "r.toml").write_text("epochs = 3\nmean = [0.1, 0.2, 0.3]\n")
     assert TrainConfig.from_toml(tmp_path / "r.toml") == TrainConfig(epochs=3, mean=(0.1, 0.2, 0.3))
-
-
-def test_soft_labels_are_distributions_around_the_age() -> None:
-    years = torch.arange(101.0)
-    soft = soft_labels(torch.tensor([30.0, 0.0, 116.0]), years, sigma=2.0)
-    assert soft.sum(dim=1).tolist() == pytest.approx([1, 1, 1])
-    assert soft.argmax(dim=1).tolist() == [30, 0, 100]
-    assert float(soft[0] @ years) == pytest.approx(30, abs=1e-3)
