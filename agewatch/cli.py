@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from agewatch import __version__
+from agewatch.cli_models import JsonOption, LabelledArgument, PrecisionOption, WorkersOption, models_app, print_json
 from agewatch.errors import AgewatchError
 from agewatch.settings import Settings
 
@@ -18,7 +19,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="Estimate the age of every face in folders of pictures, and say when the estimates drift.",
 )  # fmt: skip
-models_app = typer.Typer(no_args_is_help=True, help="The model store: list, promote, roll back.")
 app.add_typer(models_app, name="models")
 
 INTERRUPTED = 130
@@ -27,8 +27,6 @@ Mode = Literal["detect", "crop"]
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model file; default: the store's current one.")]
 TableOption = Annotated[Path | None, typer.Option("--predictions", help="Folder of the predictions table.")]
 ArchiveOption = Annotated[str | None, typer.Option("--archive", help="Name of the archive in the table.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-PrecisionOption = Annotated[Literal["auto", "f32", "bf16"], typer.Option(help="Number format of the network.")]
 
 
 @app.command()
@@ -71,7 +69,7 @@ def score(
             progress=on_progress,
         )
     if as_json:
-        _print_json(dataclasses.asdict(summary))
+        print_json(dataclasses.asdict(summary))
     else:
         display.summary(summary, table, max_refused)
     raise typer.Exit(summary.exit_code)
@@ -91,8 +89,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write rows to a file: of one model (the current) and each archive's latest mode, so that a path stands once."""
-    from agewatch import predictions as table
     from agewatch.errors import REFUSAL_CODES, UsageError
+    from agewatch.export import export as write
     from agewatch.model import AgeModel
     from agewatch.store import resolve
 
@@ -102,7 +100,7 @@ def export(
     if unknown := set(status or ()) - {*known, "refused"}:
         raise UsageError(f"There is no status {', '.join(sorted(unknown))}; there are {', '.join(known)} and refused.")
     statuses = [code for name in status or () for code in (REFUSAL_CODES if name == "refused" else [name])]
-    rows = table.export(
+    rows = write(
         predictions or settings.predictions,
         out,
         format=format,
@@ -111,7 +109,7 @@ def export(
         statuses=statuses,
     )
     if as_json:
-        _print_json({"rows": rows, "out": str(out.resolve())})
+        print_json({"rows": rows, "out": str(out.resolve())})
     else:
         typer.echo(f"{rows} rows in {out}")
 
@@ -140,7 +138,7 @@ def drift(
     )
     content = json.loads(found.report.json.read_text())
     if as_json:
-        _print_json(content)
+        print_json(content)
     else:
         display.drift(content)
     raise typer.Exit(content["exit_code"])
@@ -148,9 +146,7 @@ def drift(
 
 @app.command()
 def train(
-    data: Annotated[
-        list[Path], typer.Argument(metavar="DATA...", help="Folders with a subfolder an age, or CSV files.")
-    ],
+    data: LabelledArgument,
     recipe: Annotated[Path | None, typer.Option(help="TOML file of training settings.")] = None,
     start: Annotated[
         Path | None, typer.Option(help="Model file or safetensors to start from; default: the current model.")
@@ -163,21 +159,26 @@ def train(
 ) -> None:
     """Train the candidates on labelled pictures and print one comparison table on held-out ones."""
     from agewatch.evaluate import as_markdown
+    from agewatch.recipe import TrainConfig
     from agewatch.store import resolve
-    from agewatch.train import TrainConfig
     from agewatch.train import train as run_training
 
     settings = Settings()
+    config = TrainConfig.from_toml(recipe) if recipe else TrainConfig()
     trained = run_training(
         data,
         run=out or settings.home / "train" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
-        config=TrainConfig.from_toml(recipe) if recipe else TrainConfig(),
-        start=start or resolve(None, settings.model_store),
+        config=config,
+        cache=settings.cache,
+        start=start or (None if config.pretrained else resolve(None, settings.model_store)),
         workers=workers,
         log=lambda line: typer.echo(line, err=as_json),
     )
     if as_json:
-        _print_json({"run": str(trained.run), "model": str(trained.model_folder), "tables": _records(trained.tables)})
+        print_json(
+            {"run": str(trained.run), "model": str(trained.model_folder), "served": trained.chosen}
+            | {"tables": _records(trained.tables)}
+        )
         return
     for name, table in trained.tables.items():
         typer.echo(f"\nHeld-out faces: {name}\n\n{as_markdown(table)}")
@@ -186,7 +187,7 @@ def train(
 
 @app.command()
 def package(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Model folder that `train` left (RUN/cnn).")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Model folder that `train` left (RUN/model).")],
     version: Annotated[str | None, typer.Option(help="Version; default: the store's next number.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -199,40 +200,48 @@ def package(
     mar = make(folder, version=version or store.next_version(folder_of_store), store=folder_of_store)
     model_id, size = AgeModel.load(mar).id, mar.stat().st_size
     if as_json:
-        _print_json({"file": str(mar.resolve()), "model": model_id, "bytes": size})
+        print_json({"file": str(mar.resolve()), "model": model_id, "bytes": size})
     else:
-        typer.echo(f"{model_id} in {mar} ({size / 1e6:.1f} MB)\nNext: agewatch models promote {mar}")
+        typer.echo(f"{model_id} in {mar} ({size / 1e6:.1f} MB)\nNext: agewatch models compare {mar} DATA...")
 
 
-@models_app.command("list")
-def models_list(as_json: JsonOption = False) -> None:
-    """List the models of the store; the current one is marked."""
-    from agewatch import display, store
-
-    found = store.entries(Settings().model_store)
-    if as_json:
-        fields = ("model", "bytes", "current")
-        _print_json({"models": [{"file": str(e.file), **{f: getattr(e, f) for f in fields}} for e in found]})
-    else:
-        display.models(found)
-
-
-@models_app.command("promote")
-def models_promote(
-    file: Annotated[Path, typer.Argument(help="A .mar of the store.")], as_json: JsonOption = False
+@app.command()
+def evaluate(
+    data: LabelledArgument,
+    model: ModelOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Also the pictures that the model learnt from.")] = False,
+    precision: PrecisionOption = "auto",
+    workers: WorkersOption = 2,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write everything into.")] = None,
+    card: Annotated[Path | None, typer.Option(help="Folder to write MODEL_CARD.md and its figure into.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Make a model the current one: `score`, `serve` and the flows use it from now on."""
-    from agewatch import store
+    """Measure a model on labelled pictures that it did not learn from: by age, sex, ethnicity, size and sharpness."""
+    import dataclasses
 
-    _print_pointer(store.promote(Settings().model_store, file), as_json)
+    from agewatch import card as model_card
+    from agewatch import display, evaluation
+    from agewatch.store import resolve, write_json
 
-
-@models_app.command("rollback")
-def models_rollback(as_json: JsonOption = False) -> None:
-    """Make the model current again that was so before."""
-    from agewatch import store
-
-    _print_pointer(store.rollback(Settings().model_store), as_json)
+    settings = Settings()
+    path = resolve(model, settings.model_store)
+    learnt = set() if every else evaluation.learnt_keys(path)
+    with display.progress(quiet=as_json) as on_progress:
+        frame = evaluation.evaluate_archive(
+            path, data, cache=settings.cache, workers=workers, precision=precision,
+            leave_out=learnt, progress=on_progress,
+        )  # fmt: skip
+    found = evaluation.summarise(frame, path, held_out=bool(learnt))
+    content = dataclasses.asdict(found)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, content)
+    if card:
+        model_card.write(card, path, found)
+    if as_json:
+        print_json(content)
+    else:
+        display.evaluation(found)
 
 
 @app.command()
@@ -308,7 +317,7 @@ def main() -> NoReturn:
 
 def _fail(code: str, message: str, exit_code: int) -> int:
     if "--json" in sys.argv:
-        _print_json({"error": {"code": code, "message": message}})
+        print_json({"error": {"code": code, "message": message}})
     else:
         typer.echo(f"agewatch: {message}" if message else "", err=True)  # a bare `agewatch` has shown its help
     return exit_code
@@ -325,17 +334,6 @@ def _keep_traceback() -> str:
     except OSError:
         return "The details could not be kept."
     return f"The details are in {log}."
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    typer.echo(json.dumps(content, ensure_ascii=False))
-
-
-def _print_pointer(pointer: Any, as_json: bool) -> None:
-    if as_json:
-        _print_json({"file": pointer.file, "model": pointer.model, "promoted_at": pointer.promoted_at})
-    else:
-        typer.echo(f"current: {pointer.model} ({pointer.file})")
 
 
 def _records(tables: Any) -> dict[str, Any]:

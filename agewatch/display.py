@@ -3,10 +3,10 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -19,9 +19,14 @@ from agewatch import predictions
 from agewatch.score import Progress, Summary, unwatched
 from agewatch.store import Entry
 
+if TYPE_CHECKING:  # they bring pandas, which scoring does without
+    from agewatch.evaluation import Evaluation
+    from agewatch.gate import Record
+
 _LINE_SECONDS = 10.0
 _BAR_WIDTH = 30
 _PATHS = 10
+_VERDICT = {True: "passed", False: "held back"}
 _VERDICTS = {"drift": "found", "no_drift": "none", "too_little_data": "too little data for a verdict"}
 
 
@@ -101,16 +106,90 @@ def drift(content: dict[str, Any]) -> None:
     )
 
 
-def models(entries: Sequence[Entry]) -> None:
-    """Print the models of a store."""
-    console = Console()
+def models(entries: Sequence[Entry], latest: "Mapping[str, Record]") -> None:
+    """Print the models of a store, each with the latest decision about it, by model id."""
+    console = _wide()
     if not entries:
         console.print("The store holds no models.")
         return
-    grid = Table("", "model", "file", "MB", box=None, pad_edge=False)
+    grid = Table("", "model", "file", "MB", "decision", box=None, pad_edge=False)
     for entry in entries:
-        grid.add_row("*" if entry.current else "", entry.model, str(entry.file), f"{entry.bytes / 1e6:.1f}")
+        record = latest.get(entry.model)
+        said = f"{_VERDICT[record.decision.promote]} against {record.champion}" if record else ""
+        grid.add_row("*" if entry.current else "", entry.model, str(entry.file), f"{entry.bytes / 1e6:.1f}", said)
     console.print(grid)
+
+
+def evaluation(found: "Evaluation") -> None:
+    """Print an evaluation: the totals, every slice, the intervals' coverage, and what leaving out faces would gain."""
+    from agewatch.evaluate import slice_figures
+
+    console = _wide()
+    total, others = found.overall, ", ".join(f"{n} {status}" for status, n in found.statuses.items())
+    console.print(
+        f"\n[bold]{found.model}[/bold]  {total.n:,} faces{f'; not evaluated: {others}' if others else ''}\n"
+        f"MAE {total.mae:.2f} years (95 % CI {total.mae_low:.2f} to {total.mae_high:.2f}), bias {total.bias:+.2f},"
+        f" RMSE {total.rmse:.2f}, within 5 years {total.cs5:.1%}, balanced MAE {found.balanced_mae:.2f}",
+        highlight=False,
+    )
+    if not found.held_out:
+        console.print("Pictures that the model learnt from may be among them.")
+    if found.worst:
+        console.print(f"Worst slice: {found.worst.dimension} {found.worst.value}, MAE {found.worst.mae:.2f} years")
+    grid = _grid("", "", "n", "MAE", "95 % CI", "bias", "coverage", "95 % CI", "width")
+    for part in found.slices:
+        grid.add_row(part.dimension, part.value, *slice_figures(part))
+    console.print(grid)
+    console.print(f"Intervals hold {found.coverage:.1%} of the true ages; {found.width:.1f} years wide on average.")
+    grid = _grid("true age", "n", "coverage", "99 % limits")
+    for band in found.bands:
+        grid.add_row(band.band, f"{band.n:,}", f"{band.coverage:.1%}", f"{band.limit_low:.1%} to {band.limit_high:.1%}")
+    console.print(grid)
+    for part in found.thin:
+        console.print(f"[red]Too little coverage for {part.value}: {part.coverage:.1%} of {part.n} faces.[/red]")
+    grid = _grid("narrowest", "n", "MAE", "widest")
+    for risk in found.risk_coverage:
+        grid.add_row(f"{risk.share:.0%}", f"{risk.n:,}", f"{risk.mae:.2f}", f"{risk.width:.0f}")
+    console.print(grid)
+
+
+def decision(record: "Record") -> None:
+    """Print how a challenger did against the champion, and what was decided."""
+    console, found = _wide(), record.decision
+    console.print(
+        f"\n[bold]{record.challenger}[/bold] against {record.champion}: {found.n:,} pictures",
+        highlight=False,
+    )
+    if not record.held_out:
+        console.print("Pictures that one of them learnt from may be among them: not both say what they learnt from.")
+    grid = _grid("", "", "n", "champion", "challenger", "difference")
+    for part in found.slices:
+        years = (f"{part.champion:.2f}", f"{part.challenger:.2f}", f"{part.difference:+.2f}")
+        grid.add_row(part.dimension, part.value, f"{part.n:,}", *years)
+    years = (f"{found.champion:.2f}", f"{found.challenger:.2f}", f"{found.challenger - found.champion:+.2f}")
+    grid.add_row("[bold]all[/bold]", "", f"{found.n:,}", *years)
+    console.print(grid)
+    console.print(
+        f"MAE in years. Difference between {found.difference_low:+.2f} and {found.difference_high:+.2f} (95 %)."
+        f" CPU ms a face: {found.cost_champion:.2f} and {found.cost_challenger:.2f}.\n"
+        f"[bold]{_VERDICT[found.promote].capitalize()}.[/bold] {escape(found.reason)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _wide() -> Console:
+    """A console whose tables keep their lines whole in a file or pipe, which has no width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=1000)
+
+
+def _grid(*columns: str) -> Table:
+    """A table whose columns are numbers but for those before `n`."""
+    grid = Table(*columns, box=None, pad_edge=False)
+    for column in grid.columns[columns.index("n") :]:
+        column.justify = "right"
+    return grid
 
 
 def _ages(console: Console, run: Summary, table: Path) -> None:

@@ -5,7 +5,8 @@
     ├── ImageError                one picture is refused; becomes that file's row
     ├── ModelError                a model file is missing, damaged or of another revision
     ├── TableError                the predictions table can't be read or written
-    ├── LabelError                the labelled pictures can't be trained on
+    ├── LabelError                the labelled pictures can't be trained on or evaluated
+    ├── HeldBackError             a model may not be promoted: it did not pass against the current one
     └── ServeError                TorchServe did not come up or did not answer
 
 The library raises these; only the command line turns them into sentences and exit codes.
@@ -58,9 +59,15 @@ class TableError(AgewatchError):
 
 
 class LabelError(AgewatchError):
-    """The labelled pictures can't be trained on."""
+    """The labelled pictures can't be trained on or evaluated."""
 
     code = "labels"
+
+
+class HeldBackError(AgewatchError):
+    """A model may not be promoted: it did not pass against the current one."""
+
+    code = "held_back"
 
 
 class ServeError(AgewatchError):

@@ -84,15 +84,20 @@ def promote(store: Path, file: Path) -> Pointer:
 
     Raises UsageError where the file is not in the store, ModelError where it is no model.
     """
-    if file.resolve().parent != store.resolve() or not file.is_file():
-        raise UsageError(f"{file} is not in the model store {store}.")
+    require_inside(store, file)
     before = read_pointer(store)
     digest = _sha256(file)
     if before is not None and (before.file, before.sha256) == (file.name, digest):
         return before
-    pointer = Pointer(file.name, AgeModel.load(file).id, digest, _now(), before)
-    _write(store, pointer)
+    pointer = Pointer(file.name, AgeModel.load(file).id, digest, now(), before)
+    write_json(store / POINTER_FILE, dataclasses.asdict(pointer))
     return pointer
+
+
+def require_inside(store: Path, file: Path) -> None:
+    """Raise UsageError where a file is not in the store."""
+    if file.resolve().parent != store.resolve() or not file.is_file():
+        raise UsageError(f"{file} is not in the model store {store}.")
 
 
 def rollback(store: Path) -> Pointer:
@@ -104,8 +109,8 @@ def rollback(store: Path) -> Pointer:
     if pointer is None or pointer.previous is None:
         raise UsageError(f"The model store {store} has no earlier model to roll back to.")
     _checked(store, pointer.previous)
-    back = dataclasses.replace(pointer.previous, promoted_at=_now())
-    _write(store, back)
+    back = dataclasses.replace(pointer.previous, promoted_at=now())
+    write_json(store / POINTER_FILE, dataclasses.asdict(back))
     return back
 
 
@@ -118,6 +123,21 @@ def read_pointer(store: Path) -> Pointer | None:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{file} can't be read: {error!r}.") from error
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Replace a file so that a reader, or a power cut, finds the old one or the new one whole."""
+    handle, aside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    try:
+        with os.fdopen(handle, "w") as out:
+            json.dump(content, out, indent=1)
+            out.flush()
+            os.fchmod(out.fileno(), 0o644)  # mkstemp's 0600 would hide the file from other users
+            os.fsync(out.fileno())
+        Path(aside).replace(file)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
 
 
 def _parse(content: Any) -> Pointer:
@@ -162,25 +182,11 @@ def _version(file: Path) -> str:
     return re.sub(r"^agewatch-(.*)\.mar$", r"\1", file.name)
 
 
-def _write(store: Path, pointer: Pointer) -> None:
-    """Replace the pointer so that a reader, or a power cut, finds the old one or the new one whole."""
-    handle, aside = tempfile.mkstemp(dir=store, prefix=f".{POINTER_FILE}-")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(dataclasses.asdict(pointer), file, indent=1)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide the pointer from other users
-            os.fsync(file.fileno())
-        Path(aside).replace(store / POINTER_FILE)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-
-
 def _sha256(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as records hold it: UTC, ISO 8601, whole seconds, with Z."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,9 +78,11 @@ def test_the_summary_for_a_person(store: Path, archive: Path) -> None:
         (["score"], "Missing argument"),
         (["score", ".", "--faces", "all"], "Invalid value"),
         (["score", ".", "--max-refused", "2"], "Invalid value"),
-        (["train", "missing"], "no folder or CSV"),
+        (["train", "missing"], "There is no folder, CSV"),
         (["models", "rollback"], "no earlier model"),
         (["models", "promote", "x.mar"], "not in the model store"),
+        (["evaluate", "missing"], "There is no folder, CSV"),
+        (["models", "compare", "x.mar"], "Missing argument"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_2(store: Path, arguments: list[str], sentence: str) -> None:
@@ -122,8 +125,56 @@ def test_train_package_promote_and_roll_back(store: Path, tmp_path: Path) -> Non
         ("agewatch-1.mar", True),
         ("agewatch-2.mar", False),
     ]
-    assert answer("models", "promote", packaged["file"])[1]["model"] == packaged["model"]
+    code, refused = answer("models", "promote", packaged["file"])
+    assert (code, refused["error"]["code"]) == (2, "usage")
+    assert f"agewatch models compare {packaged['file']}" in refused["error"]["message"]
+    assert answer("models", "promote", packaged["file"], "--force")[1]["model"] == packaged["model"]
     assert answer("models", "rollback")[1]["file"] == "agewatch-1.mar"
+
+
+def test_evaluate_prints_tables_and_leaves_json_and_a_card(store: Path, tmp_path: Path) -> None:
+    write_age_folders(tmp_path / "drawn", ages=[10, 40, 70], each=12)
+    out, card = tmp_path / "new" / "evaluation.json", tmp_path / "card"
+    code, found = answer("evaluate", tmp_path / "drawn", "--out", out, "--card", card, "--workers", "1")
+    assert code == 0
+    assert found["overall"]["n"] == 36
+    assert json.loads(out.read_text()) == found
+    assert found["model"] in (card / "MODEL_CARD.md").read_text()
+    assert (card / "model_card.svg").is_file()
+    code, text, _ = agewatch("evaluate", tmp_path / "drawn", "--workers", "1")
+    assert code == 0
+    assert found["model"] in text
+    assert f"MAE {found['overall']['mae']:.2f} years" in text
+    for part in found["slices"]:
+        assert re.search(rf"{re.escape(part['value'])} +{part['n']} +{part['mae']:.2f} ", text), part
+    assert "may be among them" not in text
+    (tiny_model(tmp_path / "silent") / "splits.parquet").unlink()
+    _, text, _ = agewatch("evaluate", tmp_path / "drawn", "--workers", "1", "--model", tmp_path / "silent")
+    assert "may be among them" in text  # this one has no list of what it learnt from
+
+
+def test_compare_decides_and_promote_obeys(store: Path, tmp_path: Path) -> None:
+    challenger = package(tiny_model(tmp_path / "second", seed=1), version="2", store=store)
+    write_age_folders(tmp_path / "drawn", ages=[10, 40, 70], each=4)
+    code, record = answer("models", "compare", challenger, tmp_path / "drawn", "--workers", "1")
+    assert code == 0
+    assert record["decision"]["promote"] is False
+    assert record["decision"]["n"] == 12
+    code, text, _ = agewatch("models", "compare", challenger, tmp_path / "drawn", "--workers", "1")
+    assert code == 0
+    assert f"Held back. {record['decision']['reason']}" in text
+    listed = answer("models", "list")[1]["models"]
+    assert listed[0]["decision"] is None
+    reason = record["decision"]["reason"]
+    assert listed[1]["decision"] == {"promote": False, "reason": reason, "over": record["champion"]}
+    assert f"held back against {record['champion']}" in agewatch("models", "list")[1].replace("\n", " ")
+    code, failed = answer("models", "promote", challenger)
+    assert (code, failed["error"]["code"]) == (1, "held_back")
+    assert reason in failed["error"]["message"]
+    code, text, _ = agewatch("models", "promote", challenger, "--force")
+    assert code == 0
+    assert "Forced" in text
+    assert answer("models", "list")[1]["models"][1]["current"]
 
 
 def test_ctrl_c_is_exit_130_and_the_next_run_finishes(store: Path, tmp_path: Path) -> None:

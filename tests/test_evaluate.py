@@ -1,7 +1,24 @@
-import numpy as np
-import pytest
+from dataclasses import replace
 
-from agewatch.evaluate import MIN_BAND_FACES, as_markdown, calibrate, coverage_share, measure
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from agewatch.evaluate import (
+    MIN_BAND_FACES,
+    MIN_SLICE_FACES,
+    as_markdown,
+    as_records,
+    balanced_mae,
+    calibrate,
+    coverage_share,
+    from_records,
+    measure,
+    risk_coverage,
+    slices,
+    worst_slice,
+)
 from agewatch.model import Labels, estimate
 
 
@@ -57,3 +74,90 @@ def test_ages_above_the_bins_count_as_their_end() -> None:
     [band] = calibrate(probabilities, np.array([105.0, 100.0]), Labels()).bands
     assert band.n == 2
     assert coverage_share(np.array([99.0]), np.array([100.0]), np.array([116.0]), Labels()) == 1
+
+
+def labelled_faces(n: int = 2000) -> pd.DataFrame:
+    """Faces of two sources with an error of one year, but of nine for faces labelled black and under 13."""
+    random = np.random.default_rng(3)
+    frame = pd.DataFrame(
+        {
+            "source": np.where(np.arange(n) % 4, "crops", "portraits"),
+            "age": random.integers(0, 100, n),
+            "sex": random.choice(["female", "male"], n),
+            "ethnicity": random.choice(["black", "white", None], n),
+            "mode": np.where(np.arange(n) % 4, "crop", "detect"),
+            "box_h": random.uniform(10, 300, n),
+            "sharpness": random.uniform(0, 1, n),
+        }
+    )
+    error = np.where((frame["ethnicity"] == "black") & (frame["age"] < 13), 9.0, 1.0)
+    frame["predicted"] = frame["age"] + error
+    width = np.where(error > 1, 10.0, 6.0)
+    return frame.assign(low=frame["predicted"] - width / 2, high=frame["predicted"] + width / 2, covered=error < 3)
+
+
+def test_every_face_is_in_one_group_of_each_dimension_that_it_has() -> None:
+    frame = labelled_faces()
+    sizes = pd.DataFrame([(part.dimension, part.n) for part in slices(frame)]).groupby(0)[1].sum().to_dict()
+    known = int(frame["ethnicity"].notna().sum())
+    assert sizes == {
+        "source": 2000, "age": 2000, "sex": 2000, "sharpness": 2000, "ethnicity": known, "ethnicity and age": known,
+        "face size": 500,  # only where faces were looked for
+    }  # fmt: skip
+    decades = [part.value for part in slices(frame) if part.dimension == "age"]
+    assert decades == [*(f"{low}-{low + 9}" for low in range(0, 80, 10)), "80+"]
+    assert [part.n for part in slices(frame) if part.dimension == "sharpness"] == [500] * 4
+
+
+def test_the_worst_group_is_found_with_its_figures() -> None:
+    frame = labelled_faces()
+    inside = (frame["ethnicity"] == "black") & (frame["age"] < 13)
+    worst = worst_slice(frame)
+    assert worst in slices(frame)
+    assert worst is not None
+    assert (worst.dimension, worst.value, worst.n) == ("ethnicity and age", "black, under 13", inside.sum())
+    assert (worst.mae, worst.bias, worst.coverage, worst.width) == (9, 9, 0, 10)
+    other = next(part for part in slices(frame) if part.value == "black")
+    exact = stats.binomtest(int(frame.loc[frame["ethnicity"] == "black", "covered"].sum()), other.n).proportion_ci()
+    assert (other.coverage_low, other.coverage_high) == pytest.approx((exact.low, exact.high))
+
+
+def test_a_group_of_few_faces_is_shown_but_never_the_worst() -> None:
+    frame = labelled_faces()
+    small = frame.index[(frame["ethnicity"] == "black") & (frame["age"] < 13)][MIN_SLICE_FACES - 1 :]
+    frame = frame.drop(small)
+    assert "black, under 13" in [part.value for part in slices(frame)]
+    worst = worst_slice(frame)
+    assert worst is not None
+    assert worst.value != "black, under 13"
+    assert worst_slice(frame[:10]) is None
+
+
+def test_slices_of_estimates_without_intervals_have_no_coverage() -> None:
+    bare = slices(labelled_faces().drop(columns=["low", "high", "covered"]))
+    assert {(part.coverage, part.width) for part in bare} == {(None, None)}
+    assert [part.mae for part in bare] == [part.mae for part in slices(labelled_faces())]
+
+
+def test_the_balanced_error_counts_rare_decades_as_much_as_common_ones() -> None:
+    frame = pd.DataFrame({"age": [5] * 90 + [85] * 5 + [95] * 5, "predicted": [6.0] * 90 + [92.0] * 5 + [102.0] * 5})
+    assert balanced_mae(frame) == pytest.approx((1 + 7) / 2)
+
+
+def test_leaving_out_wide_intervals_leaves_out_the_large_errors() -> None:
+    frame = labelled_faces()
+    found = risk_coverage(frame)
+    assert [risk.share for risk in found] == [1.0, 0.9, 0.8, 0.7, 0.5]
+    assert (found[0].n, found[0].mae) == (2000, pytest.approx((frame["predicted"] - frame["age"]).abs().mean()))
+    assert (found[1].mae, found[1].width, found[0].width) == (1, pytest.approx(6), pytest.approx(10))
+
+
+def test_a_comparison_table_survives_json() -> None:
+    frame = labelled_faces()
+    row = measure("CNN", frame["predicted"].to_numpy(), frame["age"].to_numpy())
+    table = [row, replace(row, worst=worst_slice(frame), cost_ms=1.234, megabytes=6.8)]
+    assert from_records(as_records(table)) == table
+    assert "| ethnicity and age black, under 13: 9.00 (n" in as_markdown(table)
+    assert "| 1.23 | 6.8 |" in as_markdown(table)
+    before = {key: value for key, value in as_records([row])[0].items() if key not in ("worst", "cost_ms", "megabytes")}
+    assert from_records([before]) == [row]

@@ -1,0 +1,116 @@
+"""The door to the model store: `agewatch models ...`. Rooms are imported inside commands, as in `cli`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from agewatch.settings import Settings
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+PrecisionOption = Annotated[Literal["auto", "f32", "bf16"], typer.Option(help="Number format of the network.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+LabelledArgument = Annotated[
+    list[Path], typer.Argument(metavar="DATA...", help="Folders with a subfolder an age, or CSV files.")
+]
+
+models_app = typer.Typer(no_args_is_help=True, help="The model store: list, compare, promote, roll back.")
+
+
+@models_app.command("list")
+def models_list(as_json: JsonOption = False) -> None:
+    """List the models of the store, the current one marked, and what the gate decided about them."""
+    from agewatch import display, gate, store
+
+    folder = Settings().model_store
+    found = store.entries(folder)
+    latest: dict[str, gate.Record] = {}
+    for record in gate.records(folder):
+        latest.setdefault(record.challenger, record)
+    if not as_json:
+        display.models(found, latest)
+        return
+    print_json(
+        {
+            "models": [
+                {"file": str(entry.file), "model": entry.model, "bytes": entry.bytes, "current": entry.current}
+                | {"decision": _brief(latest.get(entry.model))}
+                for entry in found
+            ]
+        }
+    )
+
+
+@models_app.command("compare")
+def models_compare(
+    challenger: Annotated[Path, typer.Argument(metavar="CHALLENGER", help="A .mar of the store.")],
+    data: LabelledArgument,
+    champion: Annotated[Path | None, typer.Option(help="Model file; default: the store's current one.")] = None,
+    precision: PrecisionOption = "auto",
+    workers: WorkersOption = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a model with the current one on labelled pictures, and keep the decision in the store."""
+    import dataclasses
+
+    from agewatch import display, gate
+    from agewatch.store import resolve
+
+    settings = Settings()
+    with display.progress(quiet=as_json) as on_progress:
+        record = gate.compare(
+            settings.model_store,
+            challenger,
+            resolve(champion, settings.model_store),
+            data,
+            cache=settings.cache,
+            workers=workers,
+            precision=precision,
+            progress=on_progress,
+        )
+    if as_json:
+        print_json(dataclasses.asdict(record))
+    else:
+        display.decision(record)
+
+
+@models_app.command("promote")
+def models_promote(
+    file: Annotated[Path, typer.Argument(help="A .mar of the store.")],
+    force: Annotated[bool, typer.Option("--force", help="Promote without a decision, or against it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a model the current one that passed `compare`: `score`, `serve` and the flows use it from now on."""
+    from agewatch import gate
+
+    pointer = gate.promote(Settings().model_store, file, force=force)
+    if force:
+        typer.echo("Forced: the decision about this model was not asked for.", err=as_json)
+    _print_pointer(pointer, as_json)
+
+
+@models_app.command("rollback")
+def models_rollback(as_json: JsonOption = False) -> None:
+    """Make the model current again that was so before."""
+    from agewatch import store
+
+    _print_pointer(store.rollback(Settings().model_store), as_json)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print one JSON object on a line of its own."""
+    typer.echo(json.dumps(content, ensure_ascii=False))
+
+
+def _brief(record: Any) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    return {"promote": record.decision.promote, "reason": record.decision.reason, "over": record.champion}
+
+
+def _print_pointer(pointer: Any, as_json: bool) -> None:
+    if as_json:
+        print_json({"file": pointer.file, "model": pointer.model, "promoted_at": pointer.promoted_at})
+    else:
+        typer.echo(f"current: {pointer.model} ({pointer.file})")

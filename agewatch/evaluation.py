@@ -1,0 +1,173 @@
+"""Any labelled archive, scored as archives are scored -> one row a labelled picture -> the whole evaluation."""
+
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from agewatch import archive, coverage, evaluate
+from agewatch.coverage import BandCoverage
+from agewatch.dataset import OLDEST
+from agewatch.engine import Precision
+from agewatch.errors import ImageError, LabelError
+from agewatch.evaluate import Metrics, Risk, Slice
+from agewatch.extraction import mode_of
+from agewatch.labels import Labelled, read_sources
+from agewatch.model import AgeModel, read_splits
+from agewatch.pool import score_shards
+from agewatch.rows import Job, hash_key
+from agewatch.score import Progress
+
+LEARNT = "learnt"
+"""Status of a picture that the model was trained, selected or calibrated on; it is not scored."""
+_LEARNT_SPLITS = ("train", "validation", "calibration")
+_SHARD_FILES = 64
+_COLUMNS = {
+    "age": "predicted", "age_low": "low", "age_high": "high", "status": "status", "mode": "mode", "box_h": "box_h",
+    "sharpness": "sharpness", "content_hash": "content_hash",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on labelled pictures. `statuses` counts the pictures that were not evaluated, by reason.
+
+    `held_out` is False where pictures that the model learnt from may be among them.
+
+    Ages and widths are in years, coverages 0..1. `decades` has the slices by true decade of every source, `thin` the
+    decades whose intervals hold too little (see `agewatch.coverage.floor`).
+    """
+
+    model: str
+    held_out: bool
+    sources: dict[str, int]
+    statuses: dict[str, int]
+    overall: Metrics
+    balanced_mae: float
+    worst: Slice | None
+    coverage: float
+    width: float
+    bands: list[BandCoverage]
+    thin: list[Slice]
+    risk_coverage: list[Risk]
+    slices: list[Slice]
+    decades: dict[str, list[Slice]]
+
+
+def learnt_keys(model_path: Path) -> set[int]:
+    """The `hash_key`s of the pictures that a model was trained, selected or calibrated on; empty if it holds none."""
+    data = read_splits(model_path)
+    if data is None:
+        return set()
+    table = pq.read_table(pa.BufferReader(data))
+    pairs = zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True)
+    return {key for key, split in pairs if split in _LEARNT_SPLITS}
+
+
+def evaluate_archive(
+    model_path: Path,
+    sources: Sequence[Path],
+    *,
+    cache: Path,
+    workers: int,
+    precision: Precision,
+    leave_out: set[int],
+    progress: Progress,
+) -> pd.DataFrame:
+    """Score labelled pictures; return one row each, with the estimate of its largest face.
+
+    Columns: source, path, age (the label), sex, ethnicity, predicted, low, high (years), covered, status, mode, box_h
+    (pixels), sharpness, content_hash. Status is that of the predictions table, LEARNT for pictures whose
+    `hash_key` is to be left out, or `impossible_age` for labels that can't be true. Raises UsageError, LabelError or
+    ModelError.
+    """
+    labelled = read_sources(sources)
+    spec = AgeModel.load(model_path).spec
+    truth = pd.DataFrame(
+        [(item.source.name, item.file.path, item.age, item.sex, item.ethnicity) for item in labelled],
+        columns=["source", "path", "age", "sex", "ethnicity"],
+    )
+    new = [item for item in labelled if not leave_out or _key(item) not in leave_out]
+    rows = []
+    counts: Counter[str] = Counter()
+    progress(0, len(new), counts)
+    for source, items in _by_source(new).items():
+        job = Job(
+            source, source.name, model_path, mode_of(source, labelled), "auto", precision, cache, uuid.uuid4().hex
+        )
+        files = list({item.file.path: item.file for item in items}.values())
+        for scored in score_shards(job, archive.shards(files, _SHARD_FILES), workers):
+            rows += [row | {"source": source.name} for row in scored.rows if row.get("face") in (0, None)]
+            counts.update(row["status"] for row in scored.rows)
+            progress(len(rows), len(new), counts)
+    found = pd.DataFrame(rows, columns=["source", "path", *_COLUMNS]).rename(columns=_COLUMNS)
+    frame = truth.merge(found, "left", ["source", "path"])
+    frame["status"] = frame["status"].fillna(LEARNT)
+    frame.loc[~frame["age"].between(0, OLDEST), "status"] = "impossible_age"
+    for name in ("predicted", "low", "high", "box_h", "sharpness"):
+        frame[name] = frame[name].astype("float32")
+    frame["covered"] = evaluate.covered(
+        frame["low"].to_numpy(), frame["high"].to_numpy(), frame["age"].to_numpy(np.float64), spec.labels
+    )
+    return frame
+
+
+def summarise(frame: pd.DataFrame, model_path: Path, *, held_out: bool) -> Evaluation:
+    """Everything that is said of a model, from the rows of `evaluate_archive`.
+
+    Raises LabelError where no picture of them could be evaluated.
+    """
+    model = AgeModel.load(model_path)
+    faces = with_faces(frame)
+    parts = evaluate.slices(faces)
+    others = frame["status"][frame["status"] != "ok"].value_counts()
+    return Evaluation(
+        model=model.id,
+        held_out=held_out,
+        sources={str(name): int(n) for name, n in faces["source"].value_counts(sort=False).items()},
+        statuses={str(status): int(n) for status, n in others.items()},
+        overall=evaluate.measure("all", faces["predicted"].to_numpy(), faces["age"].to_numpy()),
+        balanced_mae=evaluate.balanced_mae(faces),
+        worst=evaluate.worst_slice(faces),
+        coverage=float(faces["covered"].mean()),
+        width=float((faces["high"] - faces["low"]).mean()),
+        bands=coverage.coverage_by_band(faces, model.spec.calibration, model.spec.labels),
+        thin=coverage.too_low(parts),
+        risk_coverage=evaluate.risk_coverage(faces),
+        slices=parts,
+        decades={
+            str(name): [part for part in evaluate.slices(rows) if part.dimension == "age"]
+            for name, rows in faces.groupby("source", sort=False)
+        },
+    )
+
+
+def with_faces(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with an estimate. Raises LabelError where there are none."""
+    faces = frame[frame["status"] == "ok"].reset_index(drop=True)
+    if faces.empty:
+        counts = ", ".join(f"{n} {status}" for status, n in frame["status"].value_counts().items())
+        raise LabelError(f"None of the {len(frame)} labelled pictures can be evaluated: {counts}.")
+    return faces
+
+
+def _by_source(labelled: Sequence[Labelled]) -> dict[Path, list[Labelled]]:
+    found: dict[Path, list[Labelled]] = {}
+    for item in labelled:
+        found.setdefault(item.source, []).append(item)
+    return found
+
+
+def _key(item: Labelled) -> int | None:
+    """The picture's `hash_key`; None where it can't be read, which scoring will say."""
+    try:
+        return hash_key(blake2b(item.file.read(item.source), digest_size=32).hexdigest())
+    except ImageError:
+        return None
