@@ -36,9 +36,9 @@ chromium:
 soak: install
 	AGEWATCH_SOAK=1 $(BIN)/python -m pytest -s tests/test_damage.py tests/test_kills.py
 
-# CPU cost of scoring, written to benchmarks/RESULTS.md.
+# What scoring costs and finds, written to benchmarks/RESULTS.md: about ten minutes. AGEWATCH_DATA names real pictures.
 bench: install
-	$(BIN)/python benchmarks/bench.py
+	for name in bench decode_memory archive_size $(if $(AGEWATCH_DATA),parity small_faces); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info dist

@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from results import table, write_section
 
 from agewatch import archive
 from agewatch.engine import Precision, has_bf16, open_engine
@@ -27,23 +29,23 @@ from agewatch.store import resolve
 
 ARCHIVES = {"archive_faces": "crop", "archive_portraits": "detect"}
 ROUNDS = 3
-FEW, MANY = 256, 2304
+FEW, MANY = 256, 1280
 """The cost of a run over FEW pictures is taken off that of MANY: what is left is free of start-up."""
-RESULTS = Path(__file__).parent / "RESULTS.md"
 REFERENCE = Path(__file__).parent / "reference.py"
 AGEWATCH = Path(sys.executable).with_name("agewatch")
+CORES = len(os.sched_getaffinity(0))
+Seconds = npt.NDArray[np.float64]
 PRECISIONS: tuple[Precision, ...] = ("f32", "bf16") if has_bf16() else ("f32",)
 
 
 def main() -> None:
-    """Measure, print, and write RESULTS.md."""
+    """Measure, print, and write the section of RESULTS.md."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         os.environ["AGEWATCH_HOME"] = folder
         os.environ["OMP_NUM_THREADS"] = "1"
         text = "\n".join([_machine(), *(_compare(name, mode, home) for name, mode in ARCHIVES.items())])
-    RESULTS.write_text(text)
-    print(text)
+    write_section("What scoring costs", text)
 
 
 def _compare(name: str, mode: str, home: Path) -> str:
@@ -53,22 +55,24 @@ def _compare(name: str, mode: str, home: Path) -> str:
     runs = {f"agewatch, {precision}": _ours(mode, precision, home) for precision in PRECISIONS}
     for run in runs.values():
         run(few)  # converts the network, once
-    runs["reference pipeline, f32"] = lambda folder: _cpu([sys.executable, REFERENCE, folder, str(resolve_model())])
+    runs["reference pipeline, f32"] = lambda folder: _seconds([sys.executable, REFERENCE, folder, str(resolve_model())])
     parts = _parts([file.read(root) for file in found[:FEW]], mode, home)
     costs: dict[str, list[float]] = {what: [] for what in (*runs, *parts)}
+    busy: dict[str, list[float]] = {what: [] for what in runs}
     for _ in range(ROUNDS):
         for what, run in runs.items():
-            costs[what].append(1000 * (run(many) - run(few)) / (len(found) - FEW))
+            cpu, wall = run(many) - run(few)
+            costs[what].append(1000 * cpu / (len(found) - FEW))
+            busy[what].append(cpu / wall / CORES)
         for what, part in parts.items():
             costs[what].append(part())
-    return _table(f"{name}, --faces {mode}, {len(found)} pictures", costs)
+    return _table(f"{name}, --faces {mode}, {len(found)} pictures", costs, busy)
 
 
-def _ours(mode: str, precision: str, home: Path) -> Callable[[Path], float]:
-    def run(folder: Path) -> float:
-        table = tempfile.mkdtemp(dir=home)
-        options = ["--faces", mode, "--precision", precision, "--predictions", table, "--json"]
-        return _cpu([AGEWATCH, "score", folder, *options])
+def _ours(mode: str, precision: str, home: Path) -> Callable[[Path], Seconds]:
+    def run(folder: Path) -> Seconds:
+        options = ["--faces", mode, "--precision", precision, "--predictions", tempfile.mkdtemp(dir=home), "--json"]
+        return _seconds([AGEWATCH, "score", folder, *options])
 
     return run
 
@@ -106,12 +110,13 @@ def resolve_model() -> Path:
     return resolve(None, Settings().model_store)
 
 
-def _cpu(command: list[object]) -> float:
-    """CPU seconds of a process and all its children."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def _seconds(command: list[object]) -> Seconds:
+    """CPU seconds of a process and all its children, and wall seconds."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return np.array([cpu, time.perf_counter() - started])
 
 
 def _copied(root: Path, paths: list[str], folder: Path) -> Path:
@@ -139,16 +144,22 @@ def _machine() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("openvino", "torch", "timm", "pillow", "simplejpeg"))
     data = "real pictures" if "AGEWATCH_DATA" in os.environ else "drawn pictures"
     return (
-        "# What scoring costs\n\nWritten by `make bench`; compare the ratios, not the milliseconds.\n\n"
-        f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}; {data};"
-        f" medians of {ROUNDS} interleaved rounds, CPU time of all processes, start-up taken off.\n"
+        "Written by `make bench`; compare the ratios, not the milliseconds.\n\n"
+        f"{cpu}, {CORES} cores; Python {platform.python_version()}, {packages}; {data};"
+        f" medians of {ROUNDS} interleaved rounds, CPU time of all processes, start-up taken off."
+        " Busy: CPU time over wall time and cores.\n"
     )
 
 
-def _table(title: str, costs: dict[str, list[float]]) -> str:
+def _table(title: str, costs: dict[str, list[float]], busy: dict[str, list[float]]) -> str:
     middle = {what: statistics.median(each) for what, each in costs.items()}
-    lines = [f"\n## {title}\n", "| | CPU ms a picture | lowest to highest |", "|---|---|---|"]
-    lines += [f"| {what} | {middle[what]:.2f} | {min(each):.2f} to {max(each):.2f} |" for what, each in costs.items()]
+    rows = [
+        [what, f"{middle[what]:.2f}", f"{min(each):.2f} to {max(each):.2f}",
+         f"{statistics.median(busy[what]):.0%}" if what in busy else ""]
+        for what, each in costs.items()
+    ]  # fmt: skip
+    header = ["", "CPU ms a picture", "lowest to highest", f"of {CORES} cores busy"]
+    lines = [f"\n## {title}\n", table(header, rows)]
     lines.append("")
     for precision in PRECISIONS:
         ours, forward = middle[f"agewatch, {precision}"], middle[f"forward only, {precision}"]

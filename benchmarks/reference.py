@@ -1,6 +1,7 @@
 """The pipeline that a competent user would write: Pillow, timm's transform, DataLoader workers, eager torch.
 
-Each picture is taken as one face, as no such pipeline comes with a detector. Usage: reference.py FOLDER MODEL.mar
+Each picture is taken as one face, as no such pipeline comes with a detector. All members of the model run; it
+normalises by itself, so the transform does not. Usage: reference.py FOLDER MODEL.mar
 """
 
 import sys
@@ -15,11 +16,11 @@ from agewatch.model import AgeModel
 
 
 class Pictures(Dataset[torch.Tensor]):
-    """All JPEGs below a folder, transformed as timm's configuration of the network says."""
+    """All JPEGs below a folder, resized by timm, as uint8 tensors (3, size, size)."""
 
-    def __init__(self, folder: Path, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, folder: Path, size: int) -> None:
         self._paths = sorted(folder.rglob("*.jpg"))
-        self._transform = create_transform((3, size, size), mean=mean, std=std, crop_pct=1.0)
+        self._transform = create_transform((3, size, size), crop_pct=1.0, normalize=False)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -32,15 +33,13 @@ class Pictures(Dataset[torch.Tensor]):
 def main() -> None:
     """Print the mean age, so that nothing is optimised away."""
     model = AgeModel.load(Path(sys.argv[2]))
-    preprocessing, labels = model.spec.preprocessing, model.spec.labels
-    [member] = model.network().members
-    pictures = Pictures(Path(sys.argv[1]), model.spec.image_size, preprocessing.mean, preprocessing.std)
-    years = torch.from_numpy(labels.years)
+    network = model.network()
+    pictures = Pictures(Path(sys.argv[1]), model.spec.image_size)
     torch.set_num_threads(1)
     ages = []
     with torch.inference_mode():
         for batch in DataLoader(pictures, batch_size=32, num_workers=2):
-            ages += (member(batch).softmax(dim=1) @ years).tolist()
+            ages += (network(batch.permute(0, 2, 3, 1)) @ network.years).tolist()
     print(sum(ages) / max(len(ages), 1))
 
 
