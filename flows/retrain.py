@@ -5,6 +5,7 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 # isort: split
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -13,18 +14,22 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from agewatch import evaluate, store, train
+from agewatch import evaluate, gate, store, train
+from agewatch.errors import LabelError
 from agewatch.model import AgeModel
 from agewatch.package import package
+from agewatch.recipe import TrainConfig
 from agewatch.settings import Settings
-from agewatch.train import TrainConfig, Trained
+from agewatch.train import Trained
 
 
 @flow
 def retrain(
     sources: list[str], start: str | None = None, recipe: str | None = None, version: str | None = None
 ) -> State[None]:
-    """Train candidates on labelled pictures and put the network into the model store, without promoting it.
+    """Train candidates, put the best into the model store, and record how it does against the current model.
+
+    Nothing is promoted: `agewatch models promote` does that, for a model that passed.
 
     `sources` are folders or CSV files of labelled pictures, `start` a model or weights file to start from (by
     default the store's current model), `recipe` a TOML file; a model's architecture wins over the recipe's.
@@ -37,21 +42,25 @@ def retrain(
         config=TrainConfig.from_toml(Path(recipe)) if recipe else TrainConfig(),
         # A retried run has its id again, so it continues after its last whole epoch.
         run=settings.home / "train" / flow_run.id,
+        cache=settings.cache,
     )
     file = package_model(trained.model_folder, version, settings.model_store)
     model = AgeModel.load(file).id
-    create_markdown_artifact(_markdown(model, trained), key="retrain-comparison", description=f"Model {model}")
-    network = next(row for row in trained.tables["all"] if row.name == "CNN")
+    decision = judge(file, [Path(source) for source in sources], settings)
+    create_markdown_artifact(
+        _markdown(model, trained, decision), key="retrain-comparison", description=f"Model {model}"
+    )
+    served = next(row for row in trained.tables["all"] if row.name == trained.chosen)
     return Completed(
-        message=f"{model} is in the store as {file.name}, not promoted: mean error {network.mae:.2f} years on"
-        f" {network.n} held-out faces."
+        message=f"{model} is in the store as {file.name}, not promoted: mean error {served.mae:.2f} years on"
+        f" {served.n} held-out faces. {decision}"
     )
 
 
 @task
-def train_candidates(sources: list[Path], *, start: Path, config: TrainConfig, run: Path) -> Trained:
+def train_candidates(sources: list[Path], *, start: Path, config: TrainConfig, run: Path, cache: Path) -> Trained:
     """Train; see `agewatch.train.train`."""
-    return train.train(sources, run=run, config=config, start=start, log=get_run_logger().info)
+    return train.train(sources, run=run, config=config, cache=cache, start=start, log=get_run_logger().info)
 
 
 @task
@@ -60,9 +69,30 @@ def package_model(model_folder: Path, version: str | None, model_store: Path) ->
     return package(model_folder, version=version or store.next_version(model_store), store=model_store)
 
 
-def _markdown(model: str, trained: Trained) -> str:
+@task
+def judge(file: Path, sources: list[Path], settings: Settings) -> str:
+    """Compare the new model with the current one and keep the decision; returns it as a sentence."""
+    current = store.current(settings.model_store)
+    if current is None:
+        return "There is no current model to compare it with."
+    try:
+        record = gate.compare(
+            settings.model_store, file, current, sources, cache=settings.cache, workers=2, precision="auto",
+            progress=_unseen,
+        )  # fmt: skip
+    except LabelError as error:  # a small retrain has nothing held out: said, not failed
+        return str(error)
+    return f"{'Passed' if record.decision.promote else 'Held back'}: {record.decision.reason}"
+
+
+def _unseen(_done: int, _total: int, _counts: Mapping[str, int]) -> None:
+    """Nobody watches a flow; its log has the verdict."""
+
+
+def _markdown(model: str, trained: Trained, decision: str) -> str:
     tables = [f"## Held-out faces: {name}\n\n{evaluate.as_markdown(table)}" for name, table in trained.tables.items()]
-    return "\n".join([f"# {model}\n\nAges in years. Run folder: {trained.run.resolve()}\n", *tables])
+    head = f"# {model}\n\n{decision}\n\nServed: {trained.chosen}. Ages in years. Run folder: {trained.run.resolve()}\n"
+    return "\n".join([head, *tables])
 
 
 if __name__ == "__main__":
