@@ -24,13 +24,14 @@ from agewatch.model import AgeModel, Floats, Member, Spec, Svr
 from agewatch.network import AgeNetwork, to_bytes
 
 SVR_PENALTIES = (1e-4, 1e-3, 1e-2)
-_FOLDS = 5
+FOLDS = 5
+"""Parts of the validation split that stacking is cross-fitted over."""
 _SMALLEST_SHARE = 0.02  # a stacking weight below is left out
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear regression on embeddings: weight (features,), bias and error (standard deviation) in years."""
+    """A linear regression on embeddings: weight (features,), bias and error (deviation, at least 1) in years."""
 
     weight: Floats
     bias: float
@@ -83,14 +84,16 @@ def ensemble_model(
     """Stack the networks and a support vector regression on each one's embeddings (Wolpert, 1992; Breiman, 1996).
 
     The weights are not negative, sum to one and are fitted on the validation split, which is out of every fold that
-    the parts were trained on. Returns the model and its mean absolute error on that split by cross-fitting, years.
+    the parts were trained on. Returns the model and its mean absolute error on that split, years, with weights that
+    were fitted on other faces of it; epochs and penalties were chosen on all of it, as for the other candidates.
     """
     ages = {split: faces.ages(faces.rows(split)) for split in ("train", "validation")}
     regressions, found = [], []
     for network in networks:
         seen = {split: embeddings(network, faces, split) for split in ages}
         regressions.append(svr(seen, ages))
-        found += [ages_of(cnn_model(spec, network), "validation"), regressions[-1].predict(seen["validation"])]
+        both = (cnn_model(spec, network), linear_model(spec, network, regressions[-1]))
+        found += [ages_of(model, "validation") for model in both]
     parts = np.stack(found, axis=1)
     weights = _stacking_weights(parts, ages["validation"])
     members = []
@@ -114,7 +117,7 @@ def _linear(regressor: RidgeCV | LinearSVR, found: Mapping[str, Floats], ages: M
     bias = float(np.ravel(fitted.intercept_)[0]) * slope + offset - float(weight @ inputs.mean_)
     linear = Linear(weight.astype(np.float32), float(bias), 0.0)
     error = np.sqrt(np.mean((linear.predict(found["validation"]) - ages["validation"]) ** 2))
-    return replace(linear, error=float(error))
+    return replace(linear, error=max(1.0, float(error)))
 
 
 def _model(spec: Spec, members: Sequence[tuple[Member, Mapping[str, Tensor], Linear | None]]) -> AgeModel:
@@ -140,9 +143,9 @@ def _stacking_weights(parts: npt.NDArray[Any], true: Floats) -> npt.NDArray[np.f
 
 
 def _cross_fitted_mae(parts: npt.NDArray[Any], true: Floats) -> float:
-    fold = np.arange(len(true)) % _FOLDS
+    fold = np.arange(len(true)) % FOLDS
     errors = [
         np.abs(parts[fold == k] @ _stacking_weights(parts[fold != k], true[fold != k]) - true[fold == k])
-        for k in range(min(_FOLDS, len(true)))
+        for k in range(min(FOLDS, len(true)))
     ]
     return float(np.concatenate(errors).mean())

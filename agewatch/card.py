@@ -151,7 +151,7 @@ def _whether_held_out(found: Evaluation) -> str:
     others = ", ".join(f"{n:,} {status}" for status, n in found.statuses.items())
     not_evaluated = f" Not evaluated: {others}." if others else ""
     if found.held_out:
-        return f"The model learnt from none of them.{not_evaluated}"
+        return f"The model learnt from none of these files.{not_evaluated}"
     return f"The model may have learnt from some of them, so it may do worse on others.{not_evaluated}"
 
 

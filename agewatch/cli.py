@@ -226,6 +226,9 @@ def evaluate(
     settings = Settings()
     path = resolve(model, settings.model_store)
     learnt = set() if every else evaluation.learnt_keys(path)
+    for folder in (out and out.parent, card):  # before the work, not after it
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
     with display.progress(quiet=as_json) as on_progress:
         frame = evaluation.evaluate_archive(
             path, data, cache=settings.cache, workers=workers, precision=precision,
@@ -234,7 +237,6 @@ def evaluate(
     found = evaluation.summarise(frame, path, held_out=bool(learnt))
     content = dataclasses.asdict(found)
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, content)
     if card:
         model_card.write(card, path, found)
@@ -310,6 +312,9 @@ def main() -> NoReturn:
         code = _fail(error.code, str(error), error.exit_code)
     except typer.TyperException as error:
         code = _fail("usage", error.format_message(), error.exit_code)
+    except OSError as error:  # a file that can't be read or written, wherever that is met
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        code = _fail("failed", f"{what}. {_keep_traceback()}", 1)
     except Exception as error:  # a bug of ours, or of a library: said in a sentence, kept in a file
         code = _fail("unexpected", f"Something unexpected went wrong: {error!r}. {_keep_traceback()}", 1)
     sys.exit(code or 0)

@@ -12,7 +12,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 PrecisionOption = Annotated[Literal["auto", "f32", "bf16"], typer.Option(help="Number format of the network.")]
 WorkersOption = Annotated[int, typer.Option(min=1, help="Worker processes.")]
 LabelledArgument = Annotated[
-    list[Path], typer.Argument(metavar="DATA...", help="Folders with a subfolder an age, or CSV files.")
+    list[Path], typer.Argument(metavar="DATA...", help="Labelled pictures: age folders, UTKFace names, CSV or Parquet.")
 ]
 
 models_app = typer.Typer(no_args_is_help=True, help="The model store: list, compare, promote, roll back.")

@@ -10,6 +10,8 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -17,6 +19,7 @@ from agewatch.errors import LabelError
 from agewatch.extraction import extract
 from agewatch.images import RGB
 from agewatch.labels import Labelled
+from agewatch.model import read_splits
 from agewatch.rows import hash_key
 
 SPLITS = {"train": 0.76, "validation": 0.06, "calibration": 0.09, "test": 0.09}
@@ -84,7 +87,7 @@ def prepare(
     )
     labels = [(i.source.name, i.file.path, i.age, i.sex, i.ethnicity, i.subject) for i in labelled]
     table = pd.DataFrame(labels, columns=["source", "path", "age", "sex", "ethnicity", "subject"]).join(extracted)
-    _drop_bad_labels(table)
+    drop_bad_labels(table)
     if not table["reason"].isna().any():
         reasons = table["reason"].value_counts().to_dict()
         raise LabelError(f"No face is left to train on: {reasons}.")
@@ -92,6 +95,15 @@ def prepare(
     table["split"] = _split(table, earlier)
     require_no_leaks(table)
     return Faces(table, chips)
+
+
+def known_splits(model_path: Path) -> dict[int, str]:
+    """The split of every picture that a model knows, by `hash_key`; empty for a model that does not say."""
+    data = read_splits(model_path)
+    if data is None:
+        return {}
+    table = pq.read_table(pa.BufferReader(data))
+    return dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
 def require_no_leaks(table: pd.DataFrame) -> None:
@@ -117,8 +129,11 @@ def require_no_leaks(table: pd.DataFrame) -> None:
             )
 
 
-def _drop_bad_labels(table: pd.DataFrame) -> None:
-    """Set `reason` for impossible ages, equal pictures with different ages, and repeated pictures."""
+def drop_bad_labels(table: pd.DataFrame) -> None:
+    """Set `reason` for impossible ages, equal pictures with different ages, and repeated pictures.
+
+    `table` has columns age, content_hash, and reason, which is null for pictures that are still in use.
+    """
     usable = table["reason"].isna()
     table.loc[usable & ~table["age"].between(0, OLDEST), "reason"] = "impossible_age"
     usable = table["reason"].isna()

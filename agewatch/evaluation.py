@@ -9,18 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from agewatch import archive, coverage, evaluate
 from agewatch.coverage import BandCoverage
-from agewatch.dataset import OLDEST
+from agewatch.dataset import drop_bad_labels, known_splits
 from agewatch.engine import Precision
 from agewatch.errors import ImageError, LabelError
 from agewatch.evaluate import Metrics, Risk, Slice
 from agewatch.extraction import mode_of
 from agewatch.labels import Labelled, read_sources
-from agewatch.model import AgeModel, read_splits
+from agewatch.model import AgeModel
 from agewatch.pool import score_shards
 from agewatch.rows import Job, hash_key
 from agewatch.score import Progress
@@ -63,12 +61,7 @@ class Evaluation:
 
 def learnt_keys(model_path: Path) -> set[int]:
     """The `hash_key`s of the pictures that a model was trained, selected or calibrated on; empty if it holds none."""
-    data = read_splits(model_path)
-    if data is None:
-        return set()
-    table = pq.read_table(pa.BufferReader(data))
-    pairs = zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True)
-    return {key for key, split in pairs if split in _LEARNT_SPLITS}
+    return {key for key, split in known_splits(model_path).items() if split in _LEARNT_SPLITS}
 
 
 def evaluate_archive(
@@ -85,8 +78,8 @@ def evaluate_archive(
 
     Columns: source, path, age (the label), sex, ethnicity, predicted, low, high (years), covered, status, mode, box_h
     (pixels), sharpness, content_hash. Status is that of the predictions table, LEARNT for pictures whose
-    `hash_key` is to be left out, or `impossible_age` for labels that can't be true. Raises UsageError, LabelError or
-    ModelError.
+    `hash_key` is to be left out, or why training would drop the label too (`agewatch.dataset.drop_bad_labels`).
+    Raises UsageError, LabelError or ModelError.
     """
     labelled = read_sources(sources)
     spec = AgeModel.load(model_path).spec
@@ -110,7 +103,9 @@ def evaluate_archive(
     found = pd.DataFrame(rows, columns=["source", "path", *_COLUMNS]).rename(columns=_COLUMNS)
     frame = truth.merge(found, "left", ["source", "path"])
     frame["status"] = frame["status"].fillna(LEARNT)
-    frame.loc[~frame["age"].between(0, OLDEST), "status"] = "impossible_age"
+    seen = frame[frame["status"] == "ok"].assign(reason=None)
+    drop_bad_labels(seen)
+    frame.loc[seen.index, "status"] = seen["reason"].fillna("ok")
     for name in ("predicted", "low", "high", "box_h", "sharpness"):
         frame[name] = frame[name].astype("float32")
     frame["covered"] = evaluate.covered(

@@ -214,7 +214,10 @@ def _verdict(
     if limits[1] < 0:
         return True, f"Better beyond noise: {change}, {between}."
     if cost <= CHEAPER and limits[1] <= CHEAPER_YEARS:
-        return True, f"Not worse and cheaper ({cost:.0%} of the CPU time): {change}, {between}."
+        return (
+            True,
+            f"Cheaper ({cost:.0%} of the CPU time) and at most {CHEAPER_YEARS} year worse: {change}, {between}.",
+        )
     return False, f"Not better beyond noise: {change}, {between}, at {cost:.0%} of the CPU time."
 
 

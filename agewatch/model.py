@@ -32,7 +32,8 @@ Floats = npt.NDArray[np.float32]
 class Svr:
     """A support vector regression on a member's embedding: a normal distribution around the age that it gives.
 
-    share: its part of the member's distribution, 0..1; 1 leaves the network without a head of its own. sigma: years.
+    share: its part of the member's distribution, 0..1; 1 leaves the network without a head of its own. sigma: the
+    normal distribution's, years, at least 1; near the ends of the bins a smaller one is used.
     """
 
     share: float

@@ -69,8 +69,11 @@ class AgeNetwork(nn.Module):
             logits: Tensor = member(normal)
             return logits.softmax(dim=1)
         embedding = self.embed(index, normal)
-        age: Tensor = self.svrs[str(index)](embedding)
-        bell: Tensor = (-((self.years - age) ** 2) / (2 * svr.sigma**2)).softmax(dim=1)
+        low, high = self.years[0], self.years[-1]
+        age: Tensor = self.svrs[str(index)](embedding).clamp(low, high)
+        # Narrower near the ends of the bins, where a bell that is cut off would have another mean.
+        sigma = (torch.minimum(age - low, high - age) / 2).clamp(1, svr.sigma)
+        bell: Tensor = (-((self.years - age) ** 2) / (2 * sigma**2)).softmax(dim=1)
         if svr.share == 1:
             return bell
         own: Tensor = member.get_classifier()(embedding).softmax(dim=1)

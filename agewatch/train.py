@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from agewatch import evaluate, finetune
 from agewatch.archive import FileRef
-from agewatch.candidates import cnn_model, embeddings, ensemble_model, linear_model, ridge, svr
-from agewatch.dataset import SPLITS, Faces, prepare
-from agewatch.engine import cpu_ms_a_face, has_bf16, open_engine
+from agewatch.candidates import FOLDS, cnn_model, embeddings, ensemble_model, linear_model, ridge, svr
+from agewatch.dataset import SPLITS, Faces, known_splits, prepare
+from agewatch.engine import Precision, cpu_ms_a_face, has_bf16, open_engine
 from agewatch.errors import LabelError, ModelError, UsageError
 from agewatch.evaluate import Metrics
 from agewatch.labels import read_sources
-from agewatch.model import AgeModel, Calibration, Floats, Labels, Member, Preprocessing, Spec, read_splits
+from agewatch.model import AgeModel, Calibration, Floats, Labels, Member, Preprocessing, Spec
 from agewatch.network import AgeNetwork
 from agewatch.predictions import SCHEMA
 from agewatch.provenance import claim, data_hash, git_commit, library_versions
@@ -35,6 +35,8 @@ Log = Callable[[str], None]
 
 CANDIDATES = ("ridge on frozen embeddings", "linear SVR on frozen embeddings", "CNN", "CNN, mirrored", "ensemble")
 """What is compared, and can be served, beside the median age."""
+ALL = "all"
+"""Name of the comparison table over all sources."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,16 @@ def train(
     if config.serve not in (None, *CANDIDATES):
         raise UsageError(f"There is no candidate {config.serve!r} to serve; there are {', '.join(CANDIDATES)}.")
     spec, states = _starting_point(config, start)
+    _make(run)
     labelled = read_sources(sources)
+    if any(item.source.name == ALL for item in labelled):
+        raise UsageError(f"A source named {ALL!r} would be mixed up with the whole: rename it.")
     log(f"Reading {len(labelled)} labelled pictures ...")
     faces = prepare(
         labelled, size=spec.image_size, chip_scale=spec.preprocessing.chip_scale, workers=workers, cache=cache,
         earlier=_earlier_splits(start), progress=lambda done, total: log(f"  {done} of {total}"),
     )  # fmt: skip
     _require_enough(faces, config)
-    run.mkdir(parents=True, exist_ok=True)
     spec = replace(spec, data_hash=data_hash(faces.table), versions=library_versions(), git_commit=git_commit())
     claim(run, config, spec, start)
     faces.table.to_parquet(run / "faces.parquet")
@@ -120,6 +124,10 @@ def _starting_point(config: TrainConfig, start: Path | None) -> tuple[Spec, list
         preprocessing=Preprocessing(config.mean, config.std),
         labels=Labels(),
     )
+    try:
+        AgeNetwork(spec)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"The recipe's network can't be built: {error}.") from error
     if start is None:
         return spec, [_downloaded(config) if config.pretrained else {}] * config.members
     try:
@@ -145,11 +153,11 @@ def _alone(state: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor
 
 def _earlier_splits(start: Path | None) -> dict[int, str]:
     """The splits of the pictures that the model to start from knows, by `hash_key`."""
-    data = None if start is None or start.suffix == ".safetensors" else read_splits(start)
-    if data is None:
+    if start is None or start.suffix == ".safetensors":
         return {}
-    table = pq.read_table(pa.BufferReader(data))
-    return dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
+    if not (splits := known_splits(start)):
+        raise UsageError(f"{start} does not say which pictures it learnt from, so none could be held out fairly.")
+    return splits
 
 
 def _started(spec: Spec, state: dict[str, torch.Tensor], seed: int) -> AgeNetwork:
@@ -200,8 +208,8 @@ def _candidates(
     return [*found, _Candidate("ensemble", model, mae)]
 
 
-def _distributions(model: AgeModel, faces: Faces, split: str, run: Path) -> Floats:
-    engine = open_engine(model, cache=run / "cache", engine="openvino", precision="f32")
+def _distributions(model: AgeModel, faces: Faces, split: str, run: Path, precision: Precision = "f32") -> Floats:
+    engine = open_engine(model, cache=run / "cache", engine="openvino", precision=precision)
     rows = faces.rows(split)
     return np.concatenate([engine(faces.chips[rows[start : start + 64]]) for start in range(0, len(rows), 64)])
 
@@ -225,7 +233,7 @@ def _comparison(candidates: Sequence[_Candidate], faces: Faces, run: Path) -> di
     costs = dict(zip([c.name for c in candidates], cpu_ms_a_face(models, cache=run / "cache"), strict=True))
     sizes = {candidate.name: len(candidate.model.weights) / 1e6 for candidate in candidates}
     table = faces.table.iloc[test].reset_index(drop=True)
-    places = {"all": table.index} | {str(name): rows.index for name, rows in table.groupby("source", sort=False)}
+    places = {ALL: table.index} | {str(name): rows.index for name, rows in table.groupby("source", sort=False)}
     return {
         name: [
             replace(
@@ -258,10 +266,8 @@ def _bf16_cost(model: AgeModel, in_f32: Floats, faces: Faces, run: Path) -> dict
     """What bf16 does to the held-out faces, years; empty where this CPU can't tell."""
     if not has_bf16():
         return {}
-    engine = open_engine(model, cache=run / "cache", engine="openvino", precision="bf16")
-    rows = faces.rows("test")
-    found = np.concatenate([engine(faces.chips[rows[start : start + 64]]) for start in range(0, len(rows), 64)])
-    true, in_bf16 = faces.ages(rows), model.estimate(found).age
+    true = faces.ages(faces.rows("test"))
+    in_bf16 = model.estimate(_distributions(model, faces, "test", run, "bf16")).age
     moved = np.abs(in_bf16 - in_f32)
     return {
         "mae_change_years": float(np.abs(in_bf16 - true).mean() - np.abs(in_f32 - true).mean()),
@@ -321,8 +327,15 @@ def _reference(faces: Faces, folder: Path, roots: dict[str, Path]) -> pa.Table:
 
 def _require_enough(faces: Faces, config: TrainConfig) -> None:
     sizes = {split: len(faces.rows(split)) for split in SPLITS}
-    if sizes["train"] < config.batch_size or not all(sizes.values()):
+    if sizes["train"] < config.batch_size or sizes["validation"] < FOLDS or not all(sizes.values()):
         raise LabelError(f"The faces are too few to train on, in batches of {config.batch_size}: {sizes}.")
+
+
+def _make(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"The folder {run} can't be made: {error.strerror}.") from error
 
 
 def _write_tables(run: Path, tables: dict[str, list[Metrics]]) -> None:

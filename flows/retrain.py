@@ -5,7 +5,6 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 # isort: split
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -19,6 +18,7 @@ from agewatch.errors import LabelError
 from agewatch.model import AgeModel
 from agewatch.package import package
 from agewatch.recipe import TrainConfig
+from agewatch.score import unwatched
 from agewatch.settings import Settings
 from agewatch.train import Trained
 
@@ -31,8 +31,8 @@ def retrain(
 
     Nothing is promoted: `agewatch models promote` does that, for a model that passed.
 
-    `sources` are folders or CSV files of labelled pictures, `start` a model or weights file to start from (by
-    default the store's current model), `recipe` a TOML file; a model's architecture wins over the recipe's.
+    `sources` are labelled pictures in any form that `agewatch train` reads, `start` a model or weights file to start
+    from (by default the store's current model), `recipe` a TOML file; a model's architecture wins over the recipe's.
     `version` is by default the store's next whole number. Raises UsageError, LabelError or ModelError.
     """
     settings = Settings()
@@ -50,7 +50,7 @@ def retrain(
     create_markdown_artifact(
         _markdown(model, trained, decision), key="retrain-comparison", description=f"Model {model}"
     )
-    served = next(row for row in trained.tables["all"] if row.name == trained.chosen)
+    served = next(row for row in trained.tables[train.ALL] if row.name == trained.chosen)
     return Completed(
         message=f"{model} is in the store as {file.name}, not promoted: mean error {served.mae:.2f} years on"
         f" {served.n} held-out faces. {decision}"
@@ -78,15 +78,11 @@ def judge(file: Path, sources: list[Path], settings: Settings) -> str:
     try:
         record = gate.compare(
             settings.model_store, file, current, sources, cache=settings.cache, workers=2, precision="auto",
-            progress=_unseen,
+            progress=unwatched,
         )  # fmt: skip
     except LabelError as error:  # a small retrain has nothing held out: said, not failed
         return str(error)
     return f"{'Passed' if record.decision.promote else 'Held back'}: {record.decision.reason}"
-
-
-def _unseen(_done: int, _total: int, _counts: Mapping[str, int]) -> None:
-    """Nobody watches a flow; its log has the verdict."""
 
 
 def _markdown(model: str, trained: Trained, decision: str) -> str:

@@ -65,6 +65,19 @@ def test_every_labelled_picture_has_one_row_scored_as_an_archive_is(
     assert (scored["covered"] == ((scored["low"] <= scored["age"]) & (scored["age"] <= scored["high"]))).all()
 
 
+def test_copies_count_once_and_contradictory_labels_not_at_all(model_folder: Path, cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "drawn"
+    folder.mkdir()
+    for name, age in (("a", 10), ("copy_of_a", 10), ("b", 50), ("c", 70), ("copy_of_c", 70)):
+        (folder / f"{name}.png").write_bytes(drawn_face(age, age))
+    (tmp_path / "drawn.csv").write_text("path,age\na.png,10\ncopy_of_a.png,10\nb.png,50\nc.png,70\ncopy_of_c.png,20\n")
+    frame = evaluated(model_folder, folder, cache, set()).set_index("path")["status"]
+    assert frame.to_dict() == {
+        "a.png": "ok", "copy_of_a.png": "duplicate", "b.png": "ok",
+        "c.png": "conflicting_age", "copy_of_c.png": "conflicting_age",
+    }  # fmt: skip
+
+
 def test_of_a_group_picture_the_largest_face_counts(model_folder: Path, cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -89,9 +102,9 @@ def test_the_summary_counts_all_and_adds_up(model_folder: Path, drawn: Path, cac
 
 
 def test_a_model_tells_which_pictures_it_learnt_from(model_folder: Path, tmp_path: Path) -> None:
-    assert learnt_keys(model_folder) == set()
     for file in ("model.json", "model.safetensors"):
         (tmp_path / file).write_bytes((model_folder / file).read_bytes())
+    assert learnt_keys(tmp_path) == set()
     splits = {1: "train", 2: "validation", 3: "calibration", 4: "test", 2**64 - 1: "train"}
     table = pa.table({"key": pa.array(splits, pa.uint64()), "split": pa.array(splits.values())})
     pq.write_table(table, tmp_path / "splits.parquet")

@@ -1,5 +1,6 @@
 import csv
 import io
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,9 +133,20 @@ def test_whichever_candidate_is_served_is_the_one_that_was_measured(data: Path, 
     assert model.spec.calibration.bands
 
 
-def test_a_candidate_that_does_not_exist_is_said(data: Path, tmp_path: Path) -> None:
+def test_what_can_not_be_trained_is_said_before_any_work(data: Path, trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no candidate 'best'"):
         run_of(data, tmp_path / "run", replace(SMALL, serve="best"))
+    with pytest.raises(UsageError, match=r"can't be built: Unknown model \(resnet1\)"):
+        run_of(data, tmp_path / "run", replace(SMALL, backbone="resnet1"))
+    with pytest.raises(UsageError, match="can't be made"):
+        run_of(data, data / "000" / "000.png" / "run", SMALL)
+    write_age_folders(tmp_path / "other" / "all", ages=[10], each=1)
+    with pytest.raises(UsageError, match="'all' would be mixed up"):
+        run_of(tmp_path / "other" / "all", tmp_path / "run", SMALL)
+    silent = shutil.copytree(trained.model_folder, tmp_path / "silent")
+    (silent / "splits.parquet").unlink()
+    with pytest.raises(UsageError, match="does not say which pictures it learnt from"):
+        run_of(data, tmp_path / "run", SMALL, start=silent)
 
 
 def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
