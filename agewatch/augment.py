@@ -27,13 +27,6 @@ def augment(chip: RGB, random: np.random.Generator, *, size: int) -> RGB:
     return np.asarray(seen, dtype=np.uint8)
 
 
-def resized(chip: RGB, size: int) -> RGB:
-    """A chip at another side, pixels."""
-    if chip.shape[0] == size:
-        return chip
-    return np.asarray(cv2.resize(chip, (size, size), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-
-
 def _moved(chip: RGB, random: np.random.Generator, size: int) -> RGB:
     side = chip.shape[0]
     turn = cv2.getRotationMatrix2D((side / 2, side / 2), random.normal(0, 8), random.uniform(0.88, 1.15))

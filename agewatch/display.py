@@ -116,7 +116,8 @@ def models(entries: Sequence[Entry], latest: "Mapping[str, Record]") -> None:
     for entry in entries:
         record = latest.get(entry.model)
         said = f"{_VERDICT[record.decision.promote]} against {record.champion}" if record else ""
-        grid.add_row("*" if entry.current else "", entry.model, str(entry.file), f"{entry.bytes / 1e6:.1f}", said)
+        named = map(escape, (entry.model, str(entry.file), f"{entry.bytes / 1e6:.1f}", said))
+        grid.add_row("*" if entry.current else "", *named)
     console.print(grid)
 
 
@@ -127,7 +128,7 @@ def evaluation(found: "Evaluation") -> None:
     console = _wide()
     total, others = found.overall, ", ".join(f"{n} {status}" for status, n in found.statuses.items())
     console.print(
-        f"\n[bold]{found.model}[/bold]  {total.n:,} faces{f'; not evaluated: {others}' if others else ''}\n"
+        f"\n[bold]{escape(found.model)}[/bold]  {total.n:,} faces{f'; not evaluated: {others}' if others else ''}\n"
         f"MAE {total.mae:.2f} years (95 % CI {total.mae_low:.2f} to {total.mae_high:.2f}), bias {total.bias:+.2f},"
         f" RMSE {total.rmse:.2f}, within 5 years {total.cs5:.1%}, balanced MAE {found.balanced_mae:.2f}",
         highlight=False,
@@ -135,10 +136,11 @@ def evaluation(found: "Evaluation") -> None:
     if not found.held_out:
         console.print("Pictures that the model learnt from may be among them.")
     if found.worst:
-        console.print(f"Worst slice: {found.worst.dimension} {found.worst.value}, MAE {found.worst.mae:.2f} years")
+        worst = escape(f"{found.worst.dimension} {found.worst.value}")
+        console.print(f"Worst slice: {worst}, MAE {found.worst.mae:.2f} years")
     grid = _grid("", "", "n", "MAE", "95 % CI", "bias", "coverage", "95 % CI", "width")
     for part in found.slices:
-        grid.add_row(part.dimension, part.value, *slice_figures(part))
+        grid.add_row(escape(part.dimension), escape(part.value), *slice_figures(part))
     console.print(grid)
     console.print(f"Intervals hold {found.coverage:.1%} of the true ages; {found.width:.1f} years wide on average.")
     grid = _grid("true age", "n", "coverage", "99 % limits")
@@ -146,7 +148,9 @@ def evaluation(found: "Evaluation") -> None:
         grid.add_row(band.band, f"{band.n:,}", f"{band.coverage:.1%}", f"{band.limit_low:.1%} to {band.limit_high:.1%}")
     console.print(grid)
     for part in found.thin:
-        console.print(f"[red]Too little coverage for {part.value}: {part.coverage:.1%} of {part.n} faces.[/red]")
+        console.print(
+            f"[red]Too little coverage for {escape(part.value)}: {part.coverage:.1%} of {part.n} faces.[/red]"
+        )
     grid = _grid("narrowest", "n", "MAE", "widest")
     for risk in found.risk_coverage:
         grid.add_row(f"{risk.share:.0%}", f"{risk.n:,}", f"{risk.mae:.2f}", f"{risk.width:.0f}")
@@ -157,7 +161,7 @@ def decision(record: "Record") -> None:
     """Print how a challenger did against the champion, and what was decided."""
     console, found = _wide(), record.decision
     console.print(
-        f"\n[bold]{record.challenger}[/bold] against {record.champion}: {found.n:,} pictures",
+        f"\n[bold]{escape(record.challenger)}[/bold] against {escape(record.champion)}: {found.n:,} pictures",
         highlight=False,
     )
     if not record.held_out:
@@ -165,7 +169,7 @@ def decision(record: "Record") -> None:
     grid = _grid("", "", "n", "champion", "challenger", "difference")
     for part in found.slices:
         years = (f"{part.champion:.2f}", f"{part.challenger:.2f}", f"{part.difference:+.2f}")
-        grid.add_row(part.dimension, part.value, f"{part.n:,}", *years)
+        grid.add_row(escape(part.dimension), escape(part.value), f"{part.n:,}", *years)
     years = (f"{found.champion:.2f}", f"{found.challenger:.2f}", f"{found.challenger - found.champion:+.2f}")
     grid.add_row("[bold]all[/bold]", "", f"{found.n:,}", *years)
     console.print(grid)

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from agewatch.errors import TableError, UsageError
-from agewatch.predictions import SCHEMA, archives, latest_mode, scan
+from agewatch.predictions import SCHEMA, archives, mode_scored_last, scan
 
 _FLOATS = frozenset(field.name for field in SCHEMA if pa.types.is_float32(field.type))
 
@@ -31,7 +31,7 @@ def export(
     With a model id: its rows, of each archive the mode scored last, so that each path stands once. With None: the
     rows of all models and modes. `statuses` keeps only those. CSV follows RFC 4180 with the column names as header,
     null as empty field and times in ISO 8601; JSON is one array of objects. Raises UsageError (no such archive) or
-    TableError (nothing stored, or the file can't be written).
+    TableError (nothing stored, the table can't be read, or the file can't be written).
     """
     names = sorted(archives(folder))
     if archive is not None and archive not in names:
@@ -45,9 +45,10 @@ def export(
         rows = _EXPORTERS[format](aside, scan(folder, where))
         aside.replace(out)
     except OSError as error:
-        raise TableError(f"{out} can't be written: {error.strerror}.") from error
+        raise TableError(f"{out} can't be written: {error.strerror or error}.") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or its folder is none
+            aside.unlink()
     return rows
 
 
@@ -56,8 +57,8 @@ def _latest(folder: Path, names: Sequence[str], model: str | None) -> ds.Express
         return pc.field("archive").isin(list(names))
     where, scored = pc.scalar(False), False
     for name in names:
-        with suppress(TableError):  # an archive that this model has not scored
-            mode = latest_mode(folder, archive=name, model=model)
+        mode = mode_scored_last(folder, archive=name, model=model)
+        if mode is not None:
             where = where | ((pc.field("archive") == name) & (pc.field("model") == model) & (pc.field("mode") == mode))
             scored = True
     if not scored:

@@ -1,13 +1,17 @@
 """Labelled pictures -> what can be measured in them: features and chips, extracted once and kept in a cache."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import time
 
 import cv2
 import numpy as np
@@ -20,7 +24,7 @@ from agewatch.faces import Face, YuNet, look
 from agewatch.images import RGB, decode, quality
 from agewatch.labels import Labelled
 from agewatch.model import PREPROCESSING_REVISION
-from agewatch.rows import Mode
+from agewatch.rows import Mode, one_pictures_misfortune
 
 COLUMNS = (
     "mode", "reason", "content_hash", "width", "height", "box_x", "box_y", "box_w", "box_h", "landmarks", "face_score",
@@ -30,8 +34,10 @@ COLUMNS = (
 _SAMPLE = 200
 _MODE_COVERAGE = 0.8
 _CHUNK = 64
-_REPORT_EVERY = 2000 * _CHUNK
+_REPORT_EVERY = 2000 // _CHUNK * _CHUNK  # records come by chunks
+_DAY_SECONDS = 24 * 3600
 _TABLE, _CHIPS = "extracted.parquet", "chips.npy"
+_TORN = (OSError, ValueError, EOFError, pa.ArrowException)  # what reading half a folder raises
 
 
 def extract(
@@ -46,15 +52,16 @@ def extract(
     """Return the table of COLUMNS, a row a labelled picture, and the chips, uint8 (n, size, size, 3).
 
     Both are kept in a folder below `cache` that is found again while no picture changed in size or time of change;
-    labels play no part. A torn folder is built anew. The chips are a read-only memory map: they need as much disk as
-    n, size and size say, but no memory. `progress` is called with the numbers of pictures done and of all. Raises
-    AgewatchError where the disk has too little room.
+    labels play no part. A torn folder is built anew, and after a build other folders older than a day are deleted.
+    The chips are a read-only memory map: they need as much disk as n, size and size say, but no memory. `progress` is
+    called with the numbers of pictures done and of all. Raises AgewatchError where the disk has too little room or a
+    worker process dies.
     """
     folder = cache / f"chips-{_key(labelled, size, chip_scale)}"
     shape = (len(labelled), size, size, 3)
     try:
         return _load(folder, shape)
-    except (OSError, ValueError, EOFError, pa.ArrowException):
+    except _TORN:
         _build(folder, labelled, shape, chip_scale, workers, progress)
     return _load(folder, shape)
 
@@ -68,11 +75,13 @@ def mode_of(source: Path, labelled: Sequence[Labelled]) -> Mode:
     sample = [item for item in labelled if item.source == source]
     for item in sample[:: max(1, len(sample) // _SAMPLE)]:
         try:
-            rgb = decode(item.file.read(source)).rgb
+            with one_pictures_misfortune():
+                rgb = decode(item.file.read(source)).rgb
+                faces = detector(rgb)
         except ImageError:
             continue
         read += 1
-        if faces := detector(rgb):
+        if faces:
             coverage.append(faces[0].box[3] / min(rgb.shape[:2]))
     most_have_faces = len(coverage) > read / 2
     return "detect" if most_have_faces and float(np.median(coverage)) < _MODE_COVERAGE else "crop"
@@ -110,25 +119,63 @@ def _build(
     """Extract all pictures into `folder`, which appears whole or not at all."""
     modes = {source: mode_of(source, labelled) for source in dict.fromkeys(item.source for item in labelled)}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    need, free = int(np.prod(shape)), shutil.disk_usage(folder.parent).free
-    if need > free:  # else a full disk would end the workers by a signal
-        raise AgewatchError(
-            f"The chips need {need / 1e9:.1f} GB in {folder.parent}, where {free / 1e9:.1f} GB are free."
-        )
     with TemporaryDirectory(prefix="building-", dir=folder.parent) as building:
         aside = Path(building, folder.name)
         aside.mkdir()
-        np.lib.format.open_memmap(aside / _CHIPS, "w+", np.uint8, shape)
+        _reserve(aside / _CHIPS, shape)
         tasks = [(index, item, modes[item.source], chip_scale) for index, item in enumerate(labelled)]
         records = []
-        with ProcessPoolExecutor(workers, get_context("spawn"), _start, (aside / _CHIPS,)) as pool:
-            for record in pool.map(_extract, tasks, chunksize=_CHUNK):
-                records.append(record)
-                if progress and (len(records) % _REPORT_EVERY == 0 or len(records) == len(tasks)):
-                    progress(len(records), len(tasks))
+        try:
+            with ProcessPoolExecutor(workers, get_context("spawn"), _start, (aside / _CHIPS,)) as pool:
+                for record in pool.map(_extract, tasks, chunksize=_CHUNK):
+                    records.append(record)
+                    if progress and (len(records) % _REPORT_EVERY == 0 or len(records) == len(tasks)):
+                        progress(len(records), len(tasks))
+        except BrokenProcessPool as error:
+            raise AgewatchError(
+                f"A process that reads the pictures died after {len(records)} of {len(tasks)}: it crashed, was killed,"
+                " or ran out of memory."
+            ) from error
         pd.DataFrame(records).to_parquet(aside / _TABLE)
-        shutil.rmtree(folder, ignore_errors=True)
+        _publish(aside, folder, shape)
+    _delete_old(folder)
+
+
+def _reserve(chips: Path, shape: tuple[int, ...]) -> None:
+    """Write an array file of zeros that has its room on the disk: a full one would end the workers by a signal."""
+    need, free = int(np.prod(shape)), shutil.disk_usage(chips.parent).free
+    try:
+        if need > free:  # asked first, as some file systems fill up before they say no
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with chips.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            os.posix_fallocate(file.fileno(), file.tell(), need)
+    except OSError as error:
+        raise AgewatchError(
+            f"The chips need {need / 1e9:.1f} GB in {chips.parents[2]}, where {free / 1e9:.1f} GB are free:"
+            f" {error.strerror}."
+        ) from error
+
+
+def _publish(aside: Path, folder: Path, shape: tuple[int, ...]) -> None:
+    """Move a whole folder to its place, unless another training was faster; a torn one there makes room."""
+    try:
         aside.rename(folder)
+    except OSError:
+        try:
+            _load(folder, shape)
+        except _TORN:
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+
+
+def _delete_old(kept: Path) -> None:
+    """Delete the cache's other folders that are older than a day: each is gigabytes, and built again when needed."""
+    for pattern in ("chips-*", "building-*"):
+        for folder in kept.parent.glob(pattern):
+            with suppress(FileNotFoundError):  # another training deletes too
+                if folder != kept and time() - folder.stat().st_mtime > _DAY_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 _detector: YuNet  # one a worker process, as the chips, which all workers write
@@ -148,8 +195,9 @@ def _extract(task: tuple[int, Labelled, Mode, float]) -> dict[str, object]:
     try:
         data = item.file.read(item.source)
         record["content_hash"] = blake2b(data, digest_size=32).hexdigest()
-        seen = look(data, _detector, scale=chip_scale, size=size)
-        whole = seen if mode == "detect" else look(data, None, scale=chip_scale, size=size)
+        with one_pictures_misfortune():
+            seen = look(data, _detector, scale=chip_scale, size=size)
+            whole = seen if mode == "detect" else look(data, None, scale=chip_scale, size=size)
     except ImageError as refusal:
         return record | {"reason": refusal.code}
     record |= {"width": seen.width, "height": seen.height}

@@ -14,7 +14,7 @@ from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  #
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
-from agewatch.augment import augment, resized
+from agewatch.augment import augment
 from agewatch.dataset import Faces
 from agewatch.engine import has_bf16
 from agewatch.network import AgeNetwork
@@ -50,7 +50,7 @@ def fit(
         started = perf_counter()
         size = config.small_size if config.small_size and epoch < config.epochs // 2 else faces.chips.shape[1]
         loss = _epoch(network, average, optimizer, schedule, faces, train, config, seed=seed, epoch=epoch, size=size)
-        mae = _mae(average.module, faces, validation, size)
+        mae = _mae(average.module, faces, validation)
         if mae < best_mae:
             best, best_mae = copy.deepcopy(average.module.state_dict()), mae
         seconds = perf_counter() - started
@@ -98,7 +98,7 @@ def _epoch(
     random = np.random.default_rng((seed, epoch))
     torch.manual_seed(seed * 1000 + epoch)
     order = epoch_order(faces, train, config.source_power, random)
-    steps = len(order) // config.batch_size
+    steps = len(train) // config.batch_size  # as the schedule counts them; the order may be a few rows longer
     [member] = network.members
     years = network.years
     network.train()
@@ -126,13 +126,13 @@ def _epoch(
 def epoch_order(
     faces: Faces, train: npt.NDArray[np.intp], power: float, random: np.random.Generator
 ) -> npt.NDArray[np.intp]:
-    """Rows of an epoch of about len(train) faces: sources in proportion to their size to the power.
+    """Rows of an epoch of at least len(train) faces: sources in proportion to their size to the power.
 
     A source is gone through in full rounds, so that none of its faces is drawn twice before all were drawn once.
     """
     sources = faces.table["source"].to_numpy()[train]
     names, sizes = np.unique(sources, return_counts=True)
-    quotas = np.floor(len(train) * sizes**power / (sizes**power).sum()).astype(int)
+    quotas = np.ceil(len(train) * sizes**power / (sizes**power).sum()).astype(int)
     drawn = []
     for name, size, quota in zip(names, sizes, quotas, strict=True):
         rounds = [random.permutation(train[sources == name]) for _ in range(-(-quota // size))]
@@ -151,13 +151,13 @@ def _optimizer(
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=total, pct_start=0.15)
 
 
-def _mae(network: AgeNetwork, faces: Faces, rows: npt.NDArray[np.intp], size: int) -> float:
+def _mae(network: AgeNetwork, faces: Faces, rows: npt.NDArray[np.intp]) -> float:
     network.eval()
     found = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
         for start in range(0, len(rows), 64):
-            chips = np.stack([resized(faces.chips[row], size) for row in rows[start : start + 64]])
-            found.append((network(torch.from_numpy(chips)).float() @ network.years).float().numpy())
+            chips = torch.from_numpy(faces.chips[rows[start : start + 64]])
+            found.append((network(chips).float() @ network.years).float().numpy())
     return float(np.abs(np.concatenate(found) - faces.ages(rows)).mean())
 
 

@@ -17,6 +17,7 @@ from agewatch.errors import LabelError, UsageError
 
 _TABLE_SUFFIXES = (".csv", ".parquet")
 _COLUMNS = ("path", "age", "sex", "ethnicity", "subject")
+_MOST_YEARS = 1000  # beyond, a number is no age; impossible ones within are for whoever uses them to judge
 _AGE_FOLDER = re.compile(r"\d{1,3}")
 # [age]_[gender]_[race]_[datetime] (Zhang et al., CVPR 2017). Some published names lack the race or have an empty field.
 _UTKFACE = re.compile(r"(?P<age>\d{1,3})_(?P<sex>\d?)_(?:(?P<ethnicity>\d?)_)?\d{8,} ?(?:\.|$)")
@@ -47,38 +48,49 @@ def read_sources(sources: Sequence[Path]) -> list[Labelled]:
     its age is not the folder's. Pictures with neither are passed over. A table has columns path and age (years, rounded
     down), optionally sex, ethnicity and subject; paths are relative to the folder of the table's own name without
     suffix where that exists, else to the table's folder. Where such a table lies beside a folder, it is read in the
-    folder's place. Raises UsageError (nothing there, two tables, equal names) or LabelError (malformed, no labels).
+    folder's place. What is named twice is read once. Raises UsageError (nothing there, no name, two tables, equal
+    names, folders that can't be listed) or LabelError (malformed, no labels).
     """
     labelled: list[Labelled] = []
     roots: dict[str, Path] = {}
-    for source in map(Path.resolve, sources):
-        found = list(_read(source))
-        for item in found:
-            if roots.setdefault(item.source.name, item.source) != item.source:
-                raise UsageError(
-                    f"Two sources are named {item.source.name}: rename one, their pictures would be mixed up."
-                )
-        labelled += found
+    for found in dict.fromkeys(_folder_or_table(source.resolve()) for source in sources):
+        root = found if found.is_dir() else _root(found)
+        if not root.name:
+            raise UsageError(f"The folder {root} has no name to tell its pictures by: name one below it.")
+        if roots.setdefault(root.name, root) != root:
+            raise UsageError(f"Two sources are named {root.name}: rename one, their pictures would be mixed up.")
+        labelled += _read_folder(found) if found == root else _read_table(found, root)
     if not labelled:
         raise LabelError("The sources hold no labelled pictures.")
     return labelled
 
 
-def _read(source: Path) -> Iterable[Labelled]:
-    if source.suffix.lower() in _TABLE_SUFFIXES and source.is_file():
-        return _read_table(source)
-    beside = [table for suffix in _TABLE_SUFFIXES if (table := source.with_name(source.name + suffix)).is_file()]
-    if len(beside) > 1:
-        raise UsageError(f"Both {beside[0].name} and {beside[1].name} label {source}: name the one to read.")
-    if beside:
-        return _read_table(beside[0])
-    if source.is_dir():
-        return _read_folder(source)
-    raise UsageError(f"There is no folder, CSV or Parquet file {source}.")
+def _folder_or_table(source: Path) -> Path:
+    """What there is to read for a source: a table of its name or beside it, else the folder."""
+    if source.suffix.lower() in _TABLE_SUFFIXES and source.exists() and not source.is_dir():
+        tables = [source]
+    else:
+        beside = [source.parent / (source.name + suffix) for suffix in _TABLE_SUFFIXES]
+        tables = [table for table in beside if table.exists() and not table.is_dir()]
+    if len(tables) > 1:
+        raise UsageError(f"Both {tables[0].name} and {tables[1].name} label {source}: name the one to read.")
+    if tables and not tables[0].is_file():
+        raise UsageError(f"The table {tables[0]} is no regular file.")
+    if not tables and not source.is_dir():
+        raise UsageError(f"There is no folder, CSV or Parquet file {source}.")
+    return tables[0] if tables else source
+
+
+def _root(table: Path) -> Path:
+    folder = table.with_suffix("")
+    return (folder if folder.is_dir() else table.parent).resolve()
 
 
 def _read_folder(source: Path) -> Iterator[Labelled]:
-    for file in archive.find(source).files:
+    listing = archive.find(source)
+    if listing.unlisted:
+        raise UsageError(f"The folder {source / listing.unlisted[0]} can't be listed, so its pictures would be missed.")
+    for file in listing.files:
         folders, name = os.path.split(file.path)
         top = folders.split("/")[0]
         fields = _UTKFACE.match(name)
@@ -92,9 +104,7 @@ def _read_folder(source: Path) -> Iterator[Labelled]:
         yield Labelled(source, file, age, sex, ethnicity)
 
 
-def _read_table(table: Path) -> Iterator[Labelled]:
-    folder = table.with_suffix("")
-    root = (folder if folder.is_dir() else table.parent).resolve()
+def _read_table(table: Path, root: Path) -> Iterator[Labelled]:
     rows = _csv_rows(table) if table.suffix.lower() == ".csv" else _parquet_rows(table)
     for where, row in rows:
         yield _labelled(root, row, f"{table}, {where}")
@@ -119,7 +129,7 @@ def _parquet_rows(table: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
             _require_columns(table, file.schema_arrow.names)
             wanted = [name for name in _COLUMNS if name in file.schema_arrow.names]
             rows = [row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist()]
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise LabelError(f"{table} can't be read as a Parquet file: {error}.") from error
     return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
@@ -134,13 +144,16 @@ def _require_columns(table: Path, names: Iterable[str]) -> None:
 def _labelled(root: Path, row: Mapping[str, object], where: str) -> Labelled:
     age, path = _text(row["age"]), row["path"]
     try:
-        years = int(np.floor(float(age or "")))
-    except (ValueError, OverflowError) as error:
-        raise LabelError(f"{where}: '{age or ''}' is no age.") from error
+        years = float(age or "")
+    except ValueError:
+        years = np.nan
+    if not abs(years) <= _MOST_YEARS:
+        raise LabelError(f"{where}: '{age or ''}' is no age.")
     if not isinstance(path, str) or not path or "\0" in path:
         raise LabelError(f"{where}: {'the path is empty' if not path else f'{path!r} is no path'}.")
     file = FileRef(archive.encode_path(os.fsencode(path)), None, None)
-    return Labelled(root, file, years, _text(row.get("sex")), _text(row.get("ethnicity")), _text(row.get("subject")))
+    sex, ethnicity, subject = (_text(row.get(name)) for name in ("sex", "ethnicity", "subject"))
+    return Labelled(root, file, int(np.floor(years)), sex, ethnicity, subject)
 
 
 def _text(value: object) -> str | None:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as fs
 from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from agewatch.errors import TableError, UsageError
 
@@ -99,17 +100,31 @@ def archives(folder: Path) -> dict[str, Path]:
 
 def latest_mode(folder: Path, *, archive: str, model: str) -> str:
     """Return the mode in which an archive was scored last by a model. Raises TableError where it never was."""
+    mode = mode_scored_last(folder, archive=archive, model=model)
+    if mode is None:
+        raise TableError(f"The archive '{archive}' has no rows of the model {model} yet: run `agewatch score` first.")
+    return mode
+
+
+def mode_scored_last(folder: Path, *, archive: str, model: str) -> str | None:
+    """Return what `latest_mode` does, None where it never was. Raises TableError where the table can't be read."""
     rows = read(folder, archive=archive, model=model, columns=["mode", "scored_at"])
     if not len(rows):
-        raise TableError(f"The archive '{archive}' has no rows of the model {model} yet: run `agewatch score` first.")
+        return None
     newest = pc.index(rows["scored_at"], pc.max(rows["scored_at"]))
     return str(rows["mode"][newest.as_py()].as_py())
 
 
 def scan(folder: Path, where: ds.Expression) -> Iterator[pa.RecordBatch]:
-    """Read the current rows that a condition keeps, batch by batch. Raises TableError where there is no table."""
-    batches: Iterator[pa.RecordBatch] = _dataset(_open(folder), folder).to_batches(columns=SCHEMA.names, filter=where)
-    return batches
+    """Read the current rows that a condition keeps, batch by batch.
+
+    Raises TableError, at the first or a later batch, where there is no table or it can't be read.
+    """
+    table = _open(folder)
+    try:
+        yield from _dataset(table, folder).to_batches(columns=SCHEMA.names, filter=where)
+    except (DeltaError, OSError, pa.ArrowException) as error:
+        raise TableError(f"The predictions table can't be read: {_plain(error)}.") from error
 
 
 class Writer:
@@ -122,7 +137,8 @@ class Writer:
     def __init__(self, folder: Path, *, archive: str, root: Path, model: str, mode: str) -> None:
         self._folder = folder
         self._archive = archive
-        self._key = _filter(archive=archive, model=model, mode=mode)
+        self._names = {"archive": archive, "model": model, "mode": mode}
+        self._key = _filter(**self._names)
         self._predicate = f"archive = {_quote(archive)} AND model = {_quote(model)} AND mode = {_quote(mode)}"
         self._table = self._claim(str(root.resolve()))
         self.stored = self._state(self._key)
@@ -171,7 +187,7 @@ class Writer:
         if version % TIDY_COMMITS:
             return
         with suppress(CommitFailedError, TableError):
-            self._require_room(0, rewrites=True)
+            self._require_room(sum(self._table.get_add_actions()["size_bytes"].to_pylist()))
             self._table.optimize.compact(commit_properties=CommitProperties(max_commit_retries=0))
         version = self._table.version()
         self._table = DeltaTable(self._folder)
@@ -187,18 +203,26 @@ class Writer:
         table = pa.Table.from_pylist(rows, SCHEMA)
         once = CommitProperties(max_commit_retries=0)
         replaces = any(path in self.stored for path in paths)
-        self._require_room(table.nbytes, rewrites=replaces)
+        self._require_room(table.nbytes + (self._bytes_around(paths) if replaces else 0))
         if replaces:
             known = f"{self._predicate} AND path IN ({', '.join(map(_quote, paths))})"
             write_deltalake(self._table, table, mode="overwrite", predicate=known, commit_properties=once)
         else:
             write_deltalake(self._table, table, mode="append", commit_properties=once)
 
-    def _require_room(self, needed: int, *, rewrites: bool) -> None:
+    def _bytes_around(self, paths: Sequence[str]) -> int:
+        """Size of the files that may, by their statistics, hold rows of sorted paths: an overwrite may copy them."""
+        actions = self._table.get_add_actions(flatten=True)
+        may_hold = np.ones(len(actions["size_bytes"]), bool)
+        bounds = {column: (name, name) for column, name in self._names.items()} | {"path": (paths[0], paths[-1])}
+        for column, (low, high) in bounds.items():
+            pairs = zip(actions[f"min.{column}"].to_pylist(), actions[f"max.{column}"].to_pylist(), strict=True)
+            may_hold &= [None in (least, most) or (least <= high and low <= most) for least, most in pairs]
+        return int(np.array(actions["size_bytes"].to_pylist())[may_hold].sum())
+
+    def _require_room(self, needed: int) -> None:
         # Asked first, as delta-rs, which meets a full disk on its way, prints a panic before it raises.
         needed += _SPARE_BYTES
-        if rewrites:
-            needed += sum(self._table.get_add_actions()["size_bytes"].to_pylist())
         if (room := shutil.disk_usage(self._folder).free) < needed:
             raise TableError(
                 f"The disk that holds {self._folder} is full: {room / 1e6:.1f} MB are free and the next commit may need"
@@ -242,15 +266,17 @@ class Writer:
 
 
 def _plain(error: Exception) -> str:
-    """An error's text in one line; delta-rs writes coloured trees."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error)).split())
+    """An error's text in one line; delta-rs writes coloured trees and traces of its own calls."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error).split("\n   0: ")[0]).split())
 
 
 def _open(folder: Path) -> DeltaTable:
     try:
         return DeltaTable(folder)
-    except (DeltaError, OSError) as error:
+    except TableNotFoundError as error:
         raise TableError(f"There is no predictions table at {folder}: run `agewatch score` first.") from error
+    except (DeltaError, OSError) as error:
+        raise TableError(f"The predictions table {folder} can't be opened: {_plain(error)}.") from error
 
 
 def _dataset(table: DeltaTable, folder: Path) -> ds.Dataset:
@@ -265,7 +291,7 @@ def _read(
     try:
         found = _dataset(table, folder).to_table(columns=list(columns or SCHEMA.names), filter=where)
     except (DeltaError, OSError, pa.ArrowException) as error:
-        raise TableError(f"The predictions table can't be read: {error}.") from error
+        raise TableError(f"The predictions table can't be read: {_plain(error)}.") from error
     return found
 
 

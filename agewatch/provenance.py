@@ -12,10 +12,11 @@ import pandas as pd
 from agewatch.errors import UsageError
 from agewatch.model import Spec
 from agewatch.recipe import TrainConfig
+from agewatch.store import write_json
 
 
 def claim(run: Path, config: TrainConfig, spec: Spec, start: Path | None) -> None:
-    """Write the resolved configuration into a run's folder. Raises UsageError where it holds another run's."""
+    """Write the configuration into a run's folder. Raises UsageError where it holds another run's, or a torn one."""
     resolved = {
         "config": dataclasses.asdict(config),
         "start": str(start.resolve()) if start else None,
@@ -26,11 +27,14 @@ def claim(run: Path, config: TrainConfig, spec: Spec, start: Path | None) -> Non
     file = run / "config.json"
     if file.exists():
         # A run that was interrupted may go on with mended code; it keeps the commit that it began with.
-        held = json.loads(file.read_text())
-        if {**held, "git_commit": ""} != json.loads(json.dumps(resolved | {"git_commit": ""})):
+        try:
+            held = {**json.loads(file.read_bytes()), "git_commit": ""}
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{file} can't be read, so its run can't go on: choose a new folder.") from error
+        if held != json.loads(json.dumps(resolved | {"git_commit": ""})):
             raise UsageError(f"The folder {run} holds another training run: choose a new one.")
         return
-    file.write_text(json.dumps(resolved, indent=1, sort_keys=True))
+    write_json(file, resolved)
 
 
 def data_hash(table: pd.DataFrame) -> str:

@@ -1,11 +1,19 @@
 """The settings of a training run."""
 
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from agewatch.errors import UsageError
+
+_LEAST = {
+    "image_size": 1, "members": 1, "epochs": 1, "small_size": 32, "patience": 1, "batch_size": 1, "weight_decay": 0,
+    "source_power": 0, "ema_decay": 0, "seed": 0,
+}  # fmt: skip
+_POSITIVE = ("std", "learning_rate", "layer_decay", "label_sigma")
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,38 @@ class TrainConfig:
 
     @classmethod
     def from_toml(cls, path: Path) -> "TrainConfig":
-        """Read a recipe file. Raises UsageError where it is no TOML or has unknown names."""
+        """Read a recipe file. Raises UsageError where it is no TOML, or has unknown names or impossible values."""
         try:
-            return cls(**{key: _frozen(value) for key, value in tomllib.loads(path.read_text()).items()})
-        except (OSError, tomllib.TOMLDecodeError, TypeError) as error:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            config = cls(**{key: _frozen(value) for key, value in content.items()})
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, TypeError) as error:
             raise UsageError(f"The recipe {path} can't be used: {error}.") from error
+        for name, hint in get_type_hints(cls).items():
+            if name in content and (wrong := _wrong(name, getattr(config, name), hint)):
+                raise UsageError(f"The recipe {path} can't be used: {name} = {content[name]!r} {wrong}.")
+        return config
+
+
+def _wrong(name: str, value: Any, hint: Any) -> str:
+    """What is wrong with a value, as the end of a sentence; empty where nothing is."""
+    if not _fits(value, hint):
+        return f"is no {hint if get_args(hint) else hint.__name__}"
+    if name in _LEAST and value < _LEAST[name]:
+        return f"is below {_LEAST[name]}"
+    if name in _POSITIVE and min(value if isinstance(value, tuple) else (value,)) <= 0:
+        return "is not above 0"
+    return ""
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        return any(_fits(value, each) for each in inner)
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if hint is float:  # TOML writes 1.0 as 1 too, and knows inf and nan
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is (origin or hint)
 
 
 def _frozen(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """A shard of files -> rows of the predictions table: what a worker process does."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from agewatch.archive import FileRef
 from agewatch.engine import EngineName, Precision, open_engine
 from agewatch.errors import ImageError
-from agewatch.faces import Face, Seen, YuNet, look
+from agewatch.faces import Face, YuNet, look
 from agewatch.images import RGB, quality
 from agewatch.model import AgeModel
 from agewatch.predictions import Rows
@@ -57,6 +58,17 @@ def hash_key(content_hash: str) -> int:
     return int(content_hash[:16], 16)
 
 
+@contextmanager
+def one_pictures_misfortune() -> Iterator[None]:
+    """Turn what the detector or cv2 raises over a picture into an ImageError: it is not the run's misfortune."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError("decoder_failed", f"The picture can't be worked on ({type(error).__name__}).") from error
+
+
 class Scorer:
     """Turns files into rows. Holds one engine and, in detect mode, one detector; not thread-safe."""
 
@@ -76,6 +88,7 @@ class Scorer:
         same: list[tuple[FileRef, str]] = []
         repeated: list[dict[str, Any]] = []
         waiting: list[tuple[dict[str, Any], RGB]] = []
+        spec = self._model.spec
         for file in files:
             row = self._row(file)
             try:
@@ -87,7 +100,8 @@ class Scorer:
                 if digest in self._done:
                     repeated.append(row)
                     continue
-                seen = self._look(data)
+                with one_pictures_misfortune():
+                    seen = look(data, self._detector, scale=spec.preprocessing.chip_scale, size=spec.image_size)
             except ImageError as refusal:
                 rows.append(row | {"status": refusal.code, "error": str(refusal)})
                 continue
@@ -120,15 +134,6 @@ class Scorer:
         key = np.uint64(hash_key(content_hash))
         place = int(np.searchsorted(self._known, key))
         return place < len(self._known) and self._known[place] == key
-
-    def _look(self, data: bytes) -> Seen:
-        spec = self._model.spec
-        try:
-            return look(data, self._detector, scale=spec.preprocessing.chip_scale, size=spec.image_size)
-        except ImageError:
-            raise
-        except Exception as error:  # of the detector or of cv2: this file's misfortune, not the run's
-            raise ImageError("decoder_failed", f"The picture can't be worked on ({type(error).__name__}).") from error
 
     def _with_ages(self, waiting: Sequence[tuple[dict[str, Any], RGB]]) -> Rows:
         if not waiting:

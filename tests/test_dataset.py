@@ -10,7 +10,7 @@ from PIL import Image
 
 from agewatch import dataset
 from agewatch.dataset import NEAR_DUPLICATE_BITS, SPLITS, Faces, prepare, require_no_leaks
-from agewatch.errors import AgewatchError, LabelError
+from agewatch.errors import LabelError
 from agewatch.labels import read_sources
 from agewatch.rows import hash_key
 
@@ -282,19 +282,3 @@ def test_a_torn_cache_is_built_anew_and_nothing_is_left_beside_it(tmp_path: Path
             pd.testing.assert_frame_equal(again.table, first.table)
             assert np.array_equal(again.chips, chips)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
-
-
-def test_progress_counts_up_to_all_pictures(tmp_path: Path) -> None:
-    write_age_folders(tmp_path / "data", ages=[20, 30], each=150)
-    told: list[tuple[int, int]] = []
-    prepare(
-        read_sources([tmp_path / "data"]), size=32, chip_scale=1.03, workers=1, cache=tmp_path / "cache",
-        progress=lambda done, total: told.append((done, total)),
-    )  # fmt: skip
-    assert told == [(256, 300), (300, 300)]
-
-
-def test_a_disk_without_room_for_the_chips_is_said(tmp_path: Path) -> None:
-    write_age_folders(tmp_path / "data", ages=[20], each=3)
-    with pytest.raises(AgewatchError, match=r"need 9000.0 GB .* are free"):
-        prepare(read_sources([tmp_path / "data"]), size=1_000_000, chip_scale=1.03, workers=1, cache=tmp_path / "cache")

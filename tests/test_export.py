@@ -9,7 +9,7 @@ import pytest
 from test_predictions import row, writer
 
 from agewatch import predictions
-from agewatch.errors import UsageError
+from agewatch.errors import TableError, UsageError
 from agewatch.export import export as write
 
 
@@ -47,3 +47,30 @@ def test_exports_take_one_model_and_its_latest_mode(tmp_path: Path) -> None:
     assert json.loads(export(tmp_path, "json", statuses=["no_face"]).read_text()) == []
     with pytest.raises(UsageError, match="no archive 'b'"):
         export(tmp_path, "csv", archive="b")
+
+
+def test_a_damaged_table_is_not_called_an_empty_one(tmp_path: Path) -> None:
+    writer(tmp_path, tmp_path).write([row("x.jpg")])
+    with pytest.raises(TableError, match="no rows of the model m-9@0"):
+        export(tmp_path, "csv", model="m-9@0")
+    [data] = (tmp_path / "table").rglob("*.parquet")
+    whole = data.read_bytes()
+    data.write_bytes(whole[: len(whole) // 2])
+    for model in ("m-1@0", None):
+        with pytest.raises(TableError, match="table can't be read"):
+            export(tmp_path, "csv", model=model)
+    for log in (tmp_path / "table" / "_delta_log").glob("*.json"):
+        log.write_text("{torn")
+    with pytest.raises(TableError, match=r"can't be opened: [^<>]*\.$"):
+        export(tmp_path, "csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]
+
+
+def test_an_out_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    writer(tmp_path, tmp_path).write([row("x.jpg")])
+    (tmp_path / "file.txt").write_text("a file")
+    (tmp_path / "folder").mkdir()
+    for out in ("file.txt/rows.csv", "file.txt/deep/rows.csv", "folder"):
+        with pytest.raises(TableError, match=f"{out} can't be written: [A-Z]"):
+            write(tmp_path / "table", tmp_path / out, format="csv", model="m-1@0")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder", "table"]

@@ -1,12 +1,13 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from faces_drawn import drawn_face
 
-from agewatch.augment import augment, resized
+from agewatch.augment import augment
 from agewatch.dataset import Faces
 from agewatch.finetune import epoch_order, fit, soft_labels
 from agewatch.images import decode
@@ -15,11 +16,11 @@ from agewatch.network import AgeNetwork
 from agewatch.recipe import TrainConfig
 
 
-def faces(count: int = 40) -> Faces:
-    ages = np.arange(count) * 90 // count
-    chips = np.stack([resized(decode(drawn_face(int(age), seed)).rgb, 32) for seed, age in enumerate(ages)])
-    splits = np.where(np.arange(count) % 4 == 0, "validation", "train")
-    return Faces(pd.DataFrame({"source": "drawn", "age": ages, "split": splits}), chips)
+def faces(side: int = 32) -> Faces:
+    ages = np.arange(40) * 90 // 40
+    drawn = [cv2.resize(decode(drawn_face(int(age), seed)).rgb, (side, side)) for seed, age in enumerate(ages)]
+    splits = np.where(np.arange(40) % 4 == 0, "validation", "train")
+    return Faces(pd.DataFrame({"source": "drawn", "age": ages, "split": splits}), np.stack(drawn))
 
 
 def started() -> AgeNetwork:
@@ -45,6 +46,24 @@ def test_sources_are_drawn_by_the_root_of_their_size_and_each_face_about_equally
     assert set(times[900:]) == {2, 3}
 
 
+@pytest.mark.parametrize("power", [0.0, 0.3, 1.0, 8.0])
+def test_an_epoch_has_no_fewer_faces_than_the_split_and_some_of_every_source(power: float) -> None:
+    table = pd.DataFrame({"source": ["a"] * 700 + ["b"] * 296 + ["c"] * 4, "age": 30, "split": "train"})
+    data = Faces(table, np.zeros((1, 1, 1, 3), np.uint8))
+    order = epoch_order(data, np.arange(1000), power, np.random.default_rng(0))
+    assert 1000 <= len(order) <= 1002
+    assert set(table["source"].to_numpy()[order]) == {"a", "b", "c"}
+
+
+def test_an_epoch_that_is_a_row_longer_than_the_split_keeps_to_the_schedule(tmp_path: Path) -> None:
+    data = faces()
+    data.table["source"] = ["a"] * 19 + ["b"] * 21
+    split = data.rows("train")
+    assert len(epoch_order(data, split, 0.5, np.random.default_rng(0))) == len(split) + 1 == 31
+    config = TrainConfig(epochs=2, batch_size=31, learning_rate=1e-3)
+    fit(started(), data, config, seed=0, run=tmp_path, log=lambda _line: None)
+
+
 def test_training_ends_when_validation_no_longer_improves(tmp_path: Path) -> None:
     lines: list[str] = []
     config = TrainConfig(epochs=9, patience=2, batch_size=16, learning_rate=1e-12, ema_decay=0.0)
@@ -57,13 +76,23 @@ def test_training_ends_when_validation_no_longer_improves(tmp_path: Path) -> Non
 
 def test_the_network_is_left_as_it_was_at_its_best_epoch(tmp_path: Path) -> None:
     network, data = started(), faces()
-    config = TrainConfig(epochs=4, batch_size=16, learning_rate=8e-3, small_size=32)
+    config = TrainConfig(epochs=4, batch_size=16, learning_rate=8e-3)
     fit(network, data, config, seed=0, run=tmp_path, log=lambda _line: None)
     rows = data.rows("validation")
     with torch.inference_mode():
         ages = (network(torch.from_numpy(data.chips[rows])) @ network.years).numpy()
     best = pd.read_csv(tmp_path / "curve.csv")["validation_mae"].min()
     assert np.abs(ages - data.ages(rows)).mean() == pytest.approx(best, abs=0.5)  # bf16 in training, f32 here
+
+
+def test_epochs_on_small_chips_are_judged_on_whole_ones(tmp_path: Path) -> None:
+    network, judged = started(), []
+    # Training calls the member in the network, so that this sees validation only.
+    network.register_forward_pre_hook(lambda _network, inputs: judged.append(inputs[0].shape[1]))
+    config = TrainConfig(epochs=2, batch_size=16, learning_rate=1e-3, small_size=32)
+    fit(network, faces(48), config, seed=0, run=tmp_path, log=lambda _line: None)
+    assert pd.read_csv(tmp_path / "curve.csv")["size"].tolist() == [32, 48]
+    assert judged == [48, 48]
 
 
 def test_augmented_chips_differ_but_are_plausible_photographs_of_the_same() -> None:

@@ -1,6 +1,10 @@
+import os
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from faces_drawn import write_age_folders
 
@@ -114,6 +118,8 @@ def test_what_is_no_source_is_said(tmp_path: Path) -> None:
         (b"path,age\na.jpg,3\nb.jpg,old\n", "line 3: 'old' is no age"),
         (b"path,age\na.jpg,inf\n", "'inf' is no age"),
         (b"path,age\na.jpg,nan\n", "'nan' is no age"),
+        (b"path,age\na.jpg,1e20\n", "'1e20' is no age"),
+        (b"path,age\na.jpg,-1001\n", "'-1001' is no age"),
         (b"path,age\na.jpg\n", "line 2: '' is no age"),
         (b"path,age\n,3\n", "line 2: the path is empty"),
         (b"path,age\na\0.jpg,3\n", "is no path"),
@@ -144,6 +150,50 @@ def test_a_malformed_parquet_is_said(tmp_path: Path) -> None:
         table.write_bytes(torn)
         with pytest.raises(LabelError, match="can't be read as a Parquet file"):
             read_sources([table])
+
+
+def test_parquet_text_that_is_no_utf8_is_said(tmp_path: Path) -> None:
+    told = pc.CastOptions(pa.string(), allow_invalid_utf8=True)
+    latin = pc.cast(pa.array([b"\xe9.jpg"]), options=told)
+    pq.write_table(pa.table({"path": latin, "age": [3]}), tmp_path / "x.parquet")
+    with pytest.raises(LabelError, match="can't be read as a Parquet file"):
+        read_sources([tmp_path / "x.parquet"])
+
+
+def test_what_is_named_twice_is_read_once(tmp_path: Path) -> None:
+    write_age_folders(tmp_path / "faces", ages=[25], each=2)
+    faces, table = tmp_path / "faces", tmp_path / "faces.csv"
+    once = read_sources([faces])
+    assert read_sources([faces, tmp_path / "x" / ".." / "faces"]) == once
+    table.write_text("path,age\n025/000.png,30\n025/000.png,31\n")
+    labelled = read_sources([faces, table, faces])
+    assert [item.age for item in labelled] == [30, 31]  # a path that stands twice in a table is for others to judge
+
+
+def test_a_table_that_is_no_regular_file_is_wrong_usage(tmp_path: Path) -> None:
+    write_age_folders(tmp_path / "faces", ages=[25], each=1)
+    os.mkfifo(tmp_path / "faces.csv")
+    for source in (tmp_path / "faces.csv", tmp_path / "faces"):
+        with pytest.raises(UsageError, match=r"faces\.csv is no regular file"):
+            read_sources([source])
+
+
+def test_a_source_without_a_name_is_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="folder / has no name"):
+        read_sources([Path("/")])
+
+
+def test_a_folder_that_cannot_be_listed_is_wrong_usage(tmp_path: Path) -> None:
+    write_age_folders(tmp_path / "faces", ages=[25], each=1)
+    folder = os.open(tmp_path / "faces" / "025", os.O_RDONLY)
+    for _ in range(17):  # a path longer than the system takes: not even root can list it
+        os.mkdir("x" * 250, dir_fd=folder)
+        inside = os.open("x" * 250, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inside
+    os.close(folder)
+    with pytest.raises(UsageError, match=r"faces/025/x+.* can't be listed"):
+        read_sources([tmp_path / "faces"])
 
 
 def test_spreadsheets_mark_their_utf8_and_end_lines_with_commas(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 from agewatch import predictions
 from agewatch.errors import TableError, UsageError
@@ -95,3 +96,23 @@ def test_a_folder_that_cannot_hold_a_table_is_a_sentence(tmp_path: Path) -> None
     (tmp_path / "table").write_text("a file stands here")
     with pytest.raises(TableError, match="can't be opened"):
         writer(tmp_path, tmp_path)
+
+
+def data_files(folder: Path) -> dict[str, int]:
+    actions = DeltaTable(folder / "table").get_add_actions()
+    return dict(zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True))
+
+
+def test_a_rewrite_needs_room_for_the_files_it_may_copy_and_no_others(tmp_path: Path) -> None:
+    ours = writer(tmp_path, tmp_path)
+    ours.write([row("a.jpg"), row("c.jpg")])
+    ours.write([row("m.jpg"), row("x" * 200)])  # statistics cut long texts short
+    writer(tmp_path, tmp_path, model="m-2@0").write([row("a.jpg", model="m-2@0")])
+    writer(tmp_path, tmp_path / "b", archive="b").write([row("a.jpg", archive="b")])
+    for paths, copied in ((["z.jpg"], 0), (["a.jpg"], 1), (["x" * 200], 1), (["c.jpg", "m.jpg"], 2)):
+        table = writer(tmp_path, tmp_path)
+        before, expected = data_files(tmp_path), table._bytes_around(paths)
+        table.write([row(path, age=9) for path in paths])
+        gone = before.keys() - data_files(tmp_path).keys()
+        assert len(gone) == copied, paths
+        assert sum(before[name] for name in gone) == expected, paths
