@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import linprog
+from scipy.sparse import csr_array, eye_array, hstack, vstack
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
@@ -83,9 +84,10 @@ def ensemble_model(
 ) -> tuple[AgeModel, float]:
     """Stack the networks and a support vector regression on each one's embeddings (Wolpert, 1992; Breiman, 1996).
 
-    The weights are not negative, sum to one and are fitted on the validation split, which is out of every fold that
-    the parts were trained on. Returns the model and its mean absolute error on that split, years, with weights that
-    were fitted on other faces of it; epochs and penalties were chosen on all of it, as for the other candidates.
+    The weights are not negative, sum to one, and give the least mean absolute error on the validation split, which is
+    out of every fold that the parts were trained on. Returns the model and its mean absolute error on that split,
+    years, with weights that were fitted on other faces of it; epochs and penalties were chosen on all of it, as for
+    the other candidates.
     """
     ages = {split: faces.ages(faces.rows(split)) for split in ("train", "validation")}
     regressions, found = [], []
@@ -134,11 +136,19 @@ def _model(spec: Spec, members: Sequence[tuple[Member, Mapping[str, Tensor], Lin
 
 
 def _stacking_weights(parts: npt.NDArray[Any], true: Floats) -> npt.NDArray[np.float64]:
-    """Weights >= 0 with sum 1 of parts (n, k) for the least squared error; the sum is a heavily weighted equation."""
-    heavy = 1e3 * np.sqrt(len(true))
-    equations = np.vstack([parts, np.full((1, parts.shape[1]), heavy)])
-    weights, _ = nnls(equations.astype(np.float64), np.append(true, heavy))
-    weights[weights < _SMALLEST_SHARE] = 0
+    """Weights >= 0 with sum 1 of parts (n, k) for the least mean absolute error, by linear programming."""
+    n, k = parts.shape
+    # Variables: the k weights, then the n absolute errors, each at least as large as the error of either sign.
+    errors = -eye_array(n)
+    signed = vstack([hstack([csr_array(parts), errors]), hstack([csr_array(-parts), errors])])
+    solved = linprog(
+        np.append(np.zeros(k), np.ones(n)),
+        signed,
+        np.append(true, -true),
+        np.append(np.ones(k), np.zeros(n))[None],
+        [1],
+    )
+    weights = np.where(solved.x[:k] < _SMALLEST_SHARE, 0.0, solved.x[:k])
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 

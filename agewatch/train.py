@@ -205,6 +205,8 @@ def _candidates(
         candidate("CNN, mirrored", cnn_model(spec, networks[0], mirrored=True)),
     ]
     model, mae = ensemble_model(spec, networks, faces, lambda model, split: _ages(model, faces, split, run))
+    shares = (f"{part.weight:.2f}{f' ({part.svr.share:.0%} SVR)' if part.svr else ''}" for part in model.spec.members)
+    log(f"Its weights: {', '.join(shares)}; validation MAE {mae:.2f}")
     return [*found, _Candidate("ensemble", model, mae)]
 
 
