@@ -113,11 +113,7 @@ class OpenVinoEngine:
         self._compiled = core.compile_model(
             folder / "model.xml",
             "CPU",
-            {
-                "INFERENCE_NUM_THREADS": 1,
-                "NUM_STREAMS": 1,
-                "INFERENCE_PRECISION_HINT": precision,
-            },
+            _one_thread(precision),
         )
         self.name = f"openvino-{precision}"
 
@@ -131,10 +127,22 @@ def open_detector_network(onnx: Path) -> Callable[[Floats], dict[str, Floats]]:
     core = _openvino().Core()
     network = core.read_model(onnx)
     network.reshape([1, 3, -1, -1])
-    options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(network, "CPU", options)
+    compiled = core.compile_model(network, "CPU", _one_thread("f32"))
     names = [output.get_any_name() for output in network.outputs]
     return lambda chw: dict(zip(names, compiled(chw).values(), strict=True))
+
+
+def _one_thread(precision: str) -> dict[str, Any]:
+    """OpenVINO's settings for a worker of one thread.
+
+    Without the last one each process pins its thread to the same core, and all workers together run no faster than one.
+    """
+    return {
+        "INFERENCE_NUM_THREADS": 1,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": precision,
+        "ENABLE_CPU_PINNING": False,
+    }
 
 
 def _convert(model: AgeModel, folder: Path) -> None:

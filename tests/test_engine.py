@@ -1,7 +1,10 @@
 import dataclasses
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -47,6 +50,17 @@ def test_the_converted_network_is_kept(model: AgeModel, tmp_path: Path) -> None:
     open_engine(model, cache=tmp_path, precision="f32")
     assert [path.name for path in tmp_path.iterdir()] == [kept.name]
     assert (kept / "model.xml").stat().st_mtime_ns == stamp
+
+
+def test_no_thread_is_bound_to_a_core_which_all_workers_would_share(model: AgeModel, cache: Path) -> None:
+    engine = open_engine(model, cache=cache, engine="openvino", precision="f32")
+    running = Thread(target=lambda: [engine(chips(64)) for _ in range(20)])
+    running.start()
+    cores: set[int] = set()
+    while running.is_alive():
+        with suppress(OSError):  # a thread that ended meanwhile
+            cores |= {len(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")}
+    assert cores == {len(os.sched_getaffinity(0))}
 
 
 def test_auto_uses_bf16_only_where_the_model_passed_its_gate(model: AgeModel) -> None:
