@@ -107,7 +107,7 @@ def test_figures_are_those_of_the_evaluation(bare: Path, tmp_path: Path) -> None
     group = next(part for part in found.slices if part.value == "black, under 13")
     assert f"black, under 13: MAE 9.00 (95 % CI 9.00 to 9.00), bias +9.00, coverage 0.0%, on {group.n} faces" in text
     assert f"hold {found.coverage:.1%} of the true ages; mean width {found.width:.1f} years" in text
-    assert "The model learnt from none of them." in text
+    assert "The model learnt from none of these files." in text
     assert "may have learnt from some" in written(bare, replace(found, held_out=False), tmp_path / "card")
 
 

@@ -217,7 +217,7 @@ def test_scoring_runs_as_a_script_without_a_server(api: Api, desk: Path) -> None
     ("name", "arguments", "sentence"),
     [
         ("drift.py", [], "There is no predictions table at"),
-        ("retrain.py", ["nowhere"], "There is no folder or CSV file /"),
+        ("retrain.py", ["nowhere"], "There is no folder, CSV or Parquet file /"),
     ],
 )
 def test_the_other_scripts_run_too_and_end_with_the_sentence_of_an_error(

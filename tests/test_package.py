@@ -43,6 +43,7 @@ def test_the_archive_holds_the_code_that_made_it_and_nothing_else(mar: Path) -> 
             "model.json",
             "model.safetensors",
             "reference.parquet",
+            "splits.parquet",
             *(f"agewatch/{source.name}" for source in code.glob("*.py")),
         }
         assert archive.read("agewatch/model.py") == (code / "model.py").read_bytes()
