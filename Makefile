@@ -36,7 +36,7 @@ chromium:
 soak: install
 	AGEWATCH_SOAK=1 $(BIN)/python -m pytest -s tests/test_damage.py tests/test_kills.py
 
-# What scoring costs and finds, written to benchmarks/RESULTS.md: about ten minutes. AGEWATCH_DATA names real pictures.
+# What scoring costs and finds, written to benchmarks/RESULTS.md: about a quarter of an hour. AGEWATCH_DATA names real pictures.
 bench: install
 	for name in bench decode_memory archive_size $(if $(AGEWATCH_DATA),parity small_faces); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
