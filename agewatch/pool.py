@@ -188,7 +188,7 @@ _scorer: Scorer | None = None  # of this worker process
 
 def _open(job: Job) -> int:
     global _scorer
-    _die_with_parent()
+    end_with_parent(signal.SIGKILL)
     _scorer = Scorer(job)
     # libtiff and others write a line for every damaged file; the rows say it better.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -200,11 +200,11 @@ def _work(files: Shard) -> Scored:
     return _scorer.score(files)
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when the one that started it is killed."""
+def end_with_parent(number: signal.Signals) -> None:
+    """Ask Linux to send this process a signal when the one that started it is killed."""
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, number)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +25,7 @@ from PIL import Image
 from agewatch.engine import Precision
 from agewatch.errors import ModelError, ServeError
 from agewatch.model import AgeModel
+from agewatch.pool import end_with_parent
 
 MODEL_NAME = "agewatch"
 START_SECONDS = 120.0
@@ -168,6 +170,7 @@ def _start(config: Path, folder: Path, scratch: Path, home: Path, precision: Pre
                 stdout=subprocess.DEVNULL,  # TorchServe repeats its log files there
                 stderr=errors,
                 start_new_session=True,
+                preexec_fn=partial(end_with_parent, signal.SIGTERM),
             )
     except OSError as error:
         raise ServeError(f"Java can't be started: {error}.") from error
