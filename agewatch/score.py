@@ -134,7 +134,9 @@ def score_archive(
 
 def _is_scored(file: FileRef, stored: Stored | None, again: Again) -> bool:
     """Tell whether the table's rows stand for this state of the file, by size and modification time."""
-    if stored is None or again == "all" or stored.content_hash is None:  # not read: `denied`, `vanished`, a bad disk
+    if stored is None or again == "all":
+        return False
+    if stored.content_hash is None and stored.status != "too_large":  # not read: `denied`, `vanished`, a bad disk
         return False
     if again == "refused" and stored.status not in ("ok", "no_face"):
         return False

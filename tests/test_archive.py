@@ -45,6 +45,15 @@ def test_names_of_any_bytes_round_trip_and_are_read(tmp_path: Path, name: bytes)
     assert found.read(tmp_path) == name
 
 
+def test_a_file_larger_than_any_picture_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "disk.tif").open("wb") as file:
+        file.truncate(2**40)  # sparse: reading it would end this process
+    [found] = find(tmp_path).files
+    with pytest.raises(ImageError, match="1,099,511,627,776 bytes") as refused:
+        found.read(tmp_path)
+    assert refused.value.code == "too_large"
+
+
 def test_the_encoding_is_the_documented_one() -> None:
     assert encode_path("grün/ä.jpg".encode()) == "grün/ä.jpg"
     assert encode_path(b"a\xffb") == r"a\xffb"
