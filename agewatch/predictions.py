@@ -157,8 +157,9 @@ class Writer:
             if not rows:
                 return 0
             try:
-                self._commit(rows)
-                self.stored.update(_summarise(pa.Table.from_pylist(rows, SCHEMA)))
+                table = pa.Table.from_pylist(rows, SCHEMA)
+                self._commit(table)
+                self.stored.update(_summarise(table))
                 self._tidy()
                 return len(rows)
             except CommitFailedError:
@@ -198,9 +199,8 @@ class Writer:
         rows: Rows = _read(self._table, self._folder, self._key & pc.field("path").isin(list(paths))).to_pylist()
         return rows
 
-    def _commit(self, rows: Rows) -> None:
-        paths = sorted({row["path"] for row in rows})
-        table = pa.Table.from_pylist(rows, SCHEMA)
+    def _commit(self, table: pa.Table) -> None:
+        paths = sorted(set(table["path"].to_pylist()))
         once = CommitProperties(max_commit_retries=0)
         replaces = any(path in self.stored for path in paths)
         self._require_room(table.nbytes + (self._bytes_around(paths) if replaces else 0))
