@@ -21,7 +21,8 @@ Precision = Literal["auto", "f32", "bf16"]
 
 BF16_GATE_YEARS = 0.1
 """`--precision auto` uses bf16 only where the model's recorded MAE in bf16 is worse than f32 by at most this."""
-
+CHIPS_A_CALL = 8
+"""Chips that OpenVINO gets at once: what lies between two layers then stays in a core's cache (benchmarks/bench.py)."""
 
 _COST_BATCH, _COST_ROUNDS = 32, 7
 
@@ -119,7 +120,8 @@ class OpenVinoEngine:
 
     def __call__(self, chips: RGB) -> Floats:
         """Map uint8 chips (n, size, size, 3) to distributions (n, bins)."""
-        return np.array(self._compiled(chips)[0], dtype=np.float32)
+        batches = (chips[start : start + CHIPS_A_CALL] for start in range(0, len(chips), CHIPS_A_CALL))
+        return np.concatenate([np.array(self._compiled(batch)[0], dtype=np.float32) for batch in batches])
 
 
 def open_detector_network(onnx: Path) -> Callable[[Floats], dict[str, Floats]]:

@@ -12,15 +12,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from results import table, write_section
 
+import agewatch.engine
 from agewatch import archive
-from agewatch.engine import Precision, has_bf16, open_engine
+from agewatch.engine import CHIPS_A_CALL, Precision, has_bf16, open_engine
 from agewatch.faces import DECODED_SIDE, YuNet
 from agewatch.images import decode
 from agewatch.model import AgeModel
@@ -31,6 +35,8 @@ ARCHIVES = {"archive_faces": "crop", "archive_portraits": "detect"}
 ROUNDS = 3
 FEW, MANY = 256, 768
 """The cost of a run over FEW pictures is taken off that of MANY: what is left is free of start-up."""
+CALLS = (4, CHIPS_A_CALL, 16, 32, 64)
+"""Chips a call of the engine that are compared."""
 REFERENCE = Path(__file__).parent / "reference.py"
 AGEWATCH = Path(sys.executable).with_name("agewatch")
 CORES = len(os.sched_getaffinity(0))
@@ -56,16 +62,24 @@ def _compare(name: str, mode: str, home: Path) -> str:
     for run in runs.values():
         run(few)  # converts the network, once
     runs["reference pipeline, f32"] = lambda folder: _seconds([sys.executable, REFERENCE, folder, str(resolve_model())])
-    parts = _parts([file.read(root) for file in found[:FEW]], mode, home)
+    parts = [
+        *(_forward(precision, n) for precision in PRECISIONS for n in CALLS),
+        "decode only",
+        *(["detect only"] if mode == "detect" else []),
+    ]
     costs: dict[str, list[float]] = {what: [] for what in (*runs, *parts)}
     busy: dict[str, list[float]] = {what: [] for what in runs}
-    for _ in range(ROUNDS):
-        for what, run in runs.items():
-            cpu, wall = run(many) - run(few)
-            costs[what].append(1000 * cpu / (len(found) - FEW))
-            busy[what].append(cpu / wall / CORES)
-        for what, part in parts.items():
-            costs[what].append(part())
+    spawn = get_context("spawn")
+    opened = (spawn.Barrier(CORES), [file.read(root) for file in found[:FEW]], mode, home)
+    # As many processes at once as a run has workers: alone, each would have the shared cache for itself.
+    with ProcessPoolExecutor(CORES, spawn, _open_parts, opened) as processes:
+        for _ in range(ROUNDS):
+            for what, run in runs.items():
+                cpu, wall = run(many) - run(few)
+                costs[what].append(1000 * cpu / (len(found) - FEW))
+                busy[what].append(cpu / wall / CORES)
+            for part in parts:
+                costs[part].append(statistics.mean(processes.map(_part, [part] * CORES)))
     return _table(f"{name}, --faces {mode}, {len(found)} pictures", costs, busy)
 
 
@@ -77,32 +91,44 @@ def _ours(mode: str, precision: str, home: Path) -> Callable[[Path], Seconds]:
     return run
 
 
-def _parts(pictures: list[bytes], mode: str, home: Path) -> dict[str, Callable[[], float]]:
-    """Milliseconds a picture of CPU of each part, on one thread of this process."""
+def _open_parts(together: Barrier, pictures: list[bytes], mode: str, home: Path) -> None:
+    """Make this process ready to measure the parts, each as milliseconds of CPU a picture on one thread."""
     model = AgeModel.load(resolve_model())
     detector = YuNet()
     decoded = [decode(data, min_side=DECODED_SIDE).rgb for data in pictures]
     size = model.spec.image_size
-    chips = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), np.uint8)
+    chips = np.random.default_rng(0).integers(0, 256, (max(CALLS), size, size, 3), np.uint8)
 
-    def per_item(run: Callable[[], object], items: int) -> float:
+    def per_item(run: Callable[[], object], items: int, chips_a_call: int = CHIPS_A_CALL) -> float:
+        agewatch.engine.CHIPS_A_CALL = chips_a_call
+        together.wait()
         started = time.process_time()
         run()
         return 1000 * (time.process_time() - started) / items
 
-    parts: dict[str, Callable[[], float]] = {}
     for precision in PRECISIONS:
         engine = open_engine(model, cache=home / "cache", engine="openvino", precision=precision)
         engine(chips)
-        parts[f"forward only, {precision}"] = lambda engine=engine: per_item(  # type: ignore[misc]
-            lambda: [engine(chips) for _ in range(8)], 8 * len(chips)
-        )
-    parts["decode only"] = lambda: per_item(
+        for n in CALLS:
+            _parts[_forward(precision, n)] = lambda engine=engine, n=n: per_item(  # type: ignore[misc]
+                lambda: [engine(chips) for _ in range(4)], 4 * len(chips), n
+            )
+    _parts["decode only"] = lambda: per_item(
         lambda: [decode(data, min_side=DECODED_SIDE) for data in pictures], len(pictures)
     )
     if mode == "detect":
-        parts["detect only"] = lambda: per_item(lambda: [detector(rgb) for rgb in decoded], len(decoded))
-    return parts
+        _parts["detect only"] = lambda: per_item(lambda: [detector(rgb) for rgb in decoded], len(decoded))
+
+
+_parts: dict[str, Callable[[], float]] = {}  # of a measuring process
+
+
+def _part(name: str) -> float:
+    return _parts[name]()
+
+
+def _forward(precision: str, chips_a_call: int = CHIPS_A_CALL) -> str:
+    return f"forward only, {precision}, {chips_a_call} chips a call"
 
 
 def resolve_model() -> Path:
@@ -146,8 +172,8 @@ def _machine() -> str:
     return (
         "Written by `make bench`; compare the ratios, not the milliseconds.\n\n"
         f"{cpu}, {CORES} cores; Python {platform.python_version()}, {packages}; {data};"
-        f" medians of {ROUNDS} interleaved rounds, CPU time of all processes, start-up taken off."
-        " Busy: CPU time over wall time and cores.\n"
+        f" medians of {ROUNDS} interleaved rounds, CPU time of all processes, start-up taken off;"
+        f" parts in {CORES} processes at once, as in a run. Busy: CPU time over wall time and cores.\n"
     )
 
 
@@ -162,7 +188,7 @@ def _table(title: str, costs: dict[str, list[float]], busy: dict[str, list[float
     lines = [f"\n## {title}\n", table(header, rows)]
     lines.append("")
     for precision in PRECISIONS:
-        ours, forward = middle[f"agewatch, {precision}"], middle[f"forward only, {precision}"]
+        ours, forward = middle[f"agewatch, {precision}"], middle[_forward(precision)]
         parts = forward + middle["decode only"] + middle.get("detect only", 0.0)
         lines.append(
             f"- {precision}: {ours - forward:.2f} ms beyond the forward pass; {ours / parts:.2f} times the sum"
