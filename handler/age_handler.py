@@ -19,7 +19,7 @@ from agewatch.faces import YuNet, look
 from agewatch.images import RGB
 from agewatch.model import AgeModel
 
-CHIPS_A_CALL = 64
+CHIPS_AT_ONCE = 64
 """At most so many faces go through the network at once; it bounds memory, not the batch."""
 
 _STATUS = {"too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "unsupported": HTTPStatus.UNSUPPORTED_MEDIA_TYPE}
@@ -86,8 +86,8 @@ class AgeHandler:
         return HTTPStatus.OK, body, seen.chips
 
     def _ages(self, chips: list[RGB]) -> Iterator[dict[str, float]]:
-        for start in range(0, len(chips), CHIPS_A_CALL):
-            ages = self._model.estimate(self._engine(np.stack(chips[start : start + CHIPS_A_CALL])))
+        for start in range(0, len(chips), CHIPS_AT_ONCE):
+            ages = self._model.estimate(self._engine(np.stack(chips[start : start + CHIPS_AT_ONCE])))
             for age, low, high in zip(ages.age, ages.low, ages.high, strict=True):
                 yield {"age": float(age), "age_low": float(low), "age_high": float(high)}
 

@@ -14,7 +14,7 @@ from pictures import ASTRONAUT, encoded, seven_faces, torn
 from PIL import Image
 
 from agewatch.package import package
-from handler.age_handler import CHIPS_A_CALL, AgeHandler
+from handler.age_handler import CHIPS_AT_ONCE, AgeHandler
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_an_unknown_mode_is_a_bad_request_of_its_own(client: Client, faces: dict
 
 
 def test_more_faces_than_one_call_takes_keep_their_order(client: Client, astronaut: Image.Image) -> None:
-    size = CHIPS_A_CALL + 6
+    size = CHIPS_AT_ONCE + 6
     tiles = [astronaut.crop((5 * i, 3 * i, 5 * i + 90, 3 * i + 90)) for i in range(size)]
     rows = [{"body": encoded(tile), "faces": b"crop"} for tile in tiles]
     together = [ages(answer)[0] for _, answer in client.ask(*rows)]
