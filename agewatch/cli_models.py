@@ -1,6 +1,8 @@
 """The door to the model store: `agewatch models ...`. Rooms are imported inside commands, as in `cli`."""
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,21 +27,17 @@ def models_list(as_json: JsonOption = False) -> None:
 
     folder = Settings().model_store
     found = store.entries(folder)
-    latest: dict[str, gate.Record] = {}
-    for record in gate.records(folder):
-        latest.setdefault(record.challenger, record)
-    if not as_json:
-        display.models(found, latest)
-        return
-    print_json(
-        {
-            "models": [
-                {"file": str(entry.file), "model": entry.model, "bytes": entry.bytes, "current": entry.current}
-                | {"decision": _brief(latest.get(entry.model))}
-                for entry in found
-            ]
-        }
-    )
+    latest = {record.challenger: record for record in reversed(gate.records(folder))}
+    brief = {
+        model: {"promote": record.decision.promote, "reason": record.decision.reason, "over": record.champion}
+        for model, record in latest.items()
+    }
+    listed = [
+        {"file": str(entry.file), "model": entry.model, "bytes": entry.bytes, "current": entry.current}
+        | {"decision": brief.get(entry.model)}
+        for entry in found
+    ]
+    answer(as_json, {"models": listed}, display.models, found, latest)
 
 
 @models_app.command("compare")
@@ -52,27 +50,15 @@ def models_compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare a model with the current one on labelled pictures, and keep the decision in the store."""
-    import dataclasses
-
     from agewatch import display, gate
-    from agewatch.store import resolve
 
     settings = Settings()
     with display.progress(quiet=as_json) as on_progress:
         record = gate.compare(
-            settings.model_store,
-            challenger,
-            resolve(champion, settings.model_store),
-            data,
-            cache=settings.cache,
-            workers=workers,
-            precision=precision,
-            progress=on_progress,
-        )
-    if as_json:
-        print_json(dataclasses.asdict(record))
-    else:
-        display.decision(record)
+            settings.model_store, challenger, model_file(champion), data, cache=settings.cache, workers=workers,
+            precision=precision, progress=on_progress,
+        )  # fmt: skip
+    answer(as_json, record, display.decision, record)
 
 
 @models_app.command("promote")
@@ -98,19 +84,21 @@ def models_rollback(as_json: JsonOption = False) -> None:
     _print_pointer(store.rollback(Settings().model_store), as_json)
 
 
-def print_json(content: dict[str, Any]) -> None:
-    """Print one JSON object on a line of its own."""
-    typer.echo(json.dumps(content, ensure_ascii=False))
+def model_file(model: Path | None) -> Path:
+    """The model file to use: see `agewatch.store.resolve`, of the store that the settings name."""
+    from agewatch.store import resolve
+
+    return resolve(model, Settings().model_store)
 
 
-def _brief(record: Any) -> dict[str, Any] | None:
-    if record is None:
-        return None
-    return {"promote": record.decision.promote, "reason": record.decision.reason, "over": record.champion}
+def answer(as_json: bool, content: Any, show: Callable[..., None], *what: Any) -> None:
+    """Print the content, a dictionary or dataclass, as one JSON object, or show a person what there is."""
+    if as_json:
+        typer.echo(json.dumps(content, ensure_ascii=False, default=dataclasses.asdict))
+    else:
+        show(*what)
 
 
 def _print_pointer(pointer: Any, as_json: bool) -> None:
-    if as_json:
-        print_json({"file": pointer.file, "model": pointer.model, "promoted_at": pointer.promoted_at})
-    else:
-        typer.echo(f"current: {pointer.model} ({pointer.file})")
+    content = {"file": pointer.file, "model": pointer.model, "promoted_at": pointer.promoted_at}
+    answer(as_json, content, typer.echo, f"current: {pointer.model} ({pointer.file})")

@@ -26,6 +26,11 @@ class BandCoverage:
     limit_low: float
     limit_high: float
 
+    @property
+    def limits(self) -> str:
+        """Both limits as text."""
+        return f"{self.limit_low:.1%} to {self.limit_high:.1%}"
+
 
 def conformal_limits(n_calibration: int, n_test: int) -> tuple[float, float]:
     """The 99 % lower and upper limit of the coverage (0..1) of n_test faces like the calibration faces.

@@ -8,14 +8,7 @@ from PIL import Image
 
 from agewatch.errors import UsageError
 
-_PICTURES = (
-    "astronaut.png",
-    "chelsea.png",
-    "coffee.png",
-    "rocket.jpg",
-    "camera.png",
-    "hubble_deep_field.jpg",
-)
+_PICTURES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "hubble_deep_field.jpg")
 _ORIENTATION, _TURNED_LEFT = 0x0112, 6
 
 
@@ -30,9 +23,11 @@ def build_archive(folder: Path) -> Path:
     source = Path(package.origin).parent / "data"
     astronaut = Image.open(source / "astronaut.png").convert("RGB")
     whole = _jpeg(astronaut)
+    turned = Image.Exif()  # the tag that says that the picture is stored on its side
+    turned[_ORIENTATION] = _TURNED_LEFT
     files = {f"pictures/{name}": (source / name).read_bytes() for name in _PICTURES}
     files |= {
-        "pictures/astronaut-turned.jpg": _turned(astronaut),
+        "pictures/astronaut-turned.jpg": _jpeg(astronaut.transpose(Image.Transpose.ROTATE_90), exif=turned),
         "damaged/torn.jpg": whole[: len(whole) // 2],
         "damaged/empty.jpg": b"",
         "damaged/no-picture.jpg": b"This is a text that somebody named .jpg.\n",
@@ -45,13 +40,6 @@ def build_archive(folder: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     return archive
-
-
-def _turned(image: Image.Image) -> bytes:
-    """The picture stored on its side, with the EXIF tag that says so."""
-    exif = Image.Exif()
-    exif[_ORIENTATION] = _TURNED_LEFT
-    return _jpeg(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
 
 
 def _jpeg(image: Image.Image, **options: Image.Exif) -> bytes:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ def progress(*, quiet: bool) -> Iterator[Progress]:
         yield update
 
 
-def summary(run: Summary, table: Path, max_refused: float) -> None:
+def summary(run: Summary, max_refused: float) -> None:
     """Print the state of an archive after a run."""
     console = Console()
     console.print(
@@ -62,13 +62,9 @@ def summary(run: Summary, table: Path, max_refused: float) -> None:
     if not run.found:
         console.print("No pictures were found there." + (f" {run.ignored} other files." if run.ignored else ""))
         return
-    grid = Table("status", "files", box=None, pad_edge=False)
-    grid.columns[1].justify = "right"
     with_faces = run.found - run.no_face - sum(run.refused.values())
-    for status, files in {"ok": with_faces, "no_face": run.no_face, **run.refused}.items():
-        grid.add_row(status, f"{files:,}")
-    grid.add_row("[bold]found[/bold]", f"[bold]{run.found:,}[/bold]")
-    console.print(grid)
+    files = {"ok": with_faces, "no_face": run.no_face, **run.refused, "found": run.found}
+    _table(console, ("status", "files"), [(status, f"{n:,}") for status, n in files.items()], text=1, total=True)
     rate = f", {run.faces_per_s:,.1f} faces/s" if run.faces_per_s else ""
     console.print(
         f"{run.faces:,} faces. {run.scored:,} files scored now, {run.skipped:,} already known, {run.ignored:,} of other"
@@ -78,7 +74,7 @@ def summary(run: Summary, table: Path, max_refused: float) -> None:
         console.print(f"  gone: {escape(path)}", highlight=False, soft_wrap=True)
     if run.disappeared > _PATHS:
         console.print(f"  and {run.disappeared - _PATHS:,} more; --json lists them")
-    _ages(console, run, table)
+    _ages(console, run)
     if run.refused_share > max_refused:
         reasons = ", ".join(f"{n} {code}" for code, n in run.refused.items())
         console.print(
@@ -93,12 +89,12 @@ def drift(content: dict[str, Any]) -> None:
     console.print(
         f"\n[bold]Drift: {_VERDICTS[content['verdict']]}.[/bold] {escape(content['reason'])}", highlight=False
     )
-    grid = Table("column", "distance", "threshold", "unit", "drifted", box=None, pad_edge=False)
-    for column in content["columns"]:
-        values = (f"{column['distance']:.3g}", f"{column['threshold']:.3g}")
-        grid.add_row(column["name"], *values, column["unit"], "yes" if column["drifted"] else "no")
-    if content["columns"]:
-        console.print(grid)
+    rows = [
+        (of["name"], f"{of['distance']:.3g}", f"{of['threshold']:.3g}", of["unit"], "yes" if of["drifted"] else "no")
+        for of in content["columns"]
+    ]
+    if rows:
+        _table(console, ("column", "distance", "threshold", "unit", "drifted"), rows, text=5)
     console.print(
         f"{content['n_current']:,} faces against {content['n_reference']:,} of the model's reference.\n"
         f"Report: {escape(content['report'])}",
@@ -112,18 +108,17 @@ def models(entries: Sequence[Entry], latest: "Mapping[str, Record]") -> None:
     if not entries:
         console.print("The store holds no models.")
         return
-    grid = Table("", "model", "file", "MB", "decision", box=None, pad_edge=False)
-    for entry in entries:
-        record = latest.get(entry.model)
-        said = f"{_VERDICT[record.decision.promote]} against {record.champion}" if record else ""
-        named = map(escape, (entry.model, str(entry.file), f"{entry.bytes / 1e6:.1f}", said))
-        grid.add_row("*" if entry.current else "", *named)
-    console.print(grid)
+    said = {model: f"{_VERDICT[r.decision.promote]} against {r.champion}" for model, r in latest.items()}
+    rows = [
+        ("*" if of.current else "", of.model, str(of.file), f"{of.bytes / 1e6:.1f}", said.get(of.model, ""))
+        for of in entries
+    ]
+    _table(console, ("", "model", "file", "MB", "decision"), rows, text=5)
 
 
 def evaluation(found: "Evaluation") -> None:
     """Print an evaluation: the totals, every slice, the intervals' coverage, and what leaving out faces would gain."""
-    from agewatch.evaluate import slice_figures
+    from agewatch.evaluate import slice_row
 
     console = _wide()
     total, others = found.overall, ", ".join(f"{n} {status}" for status, n in found.statuses.items())
@@ -138,27 +133,23 @@ def evaluation(found: "Evaluation") -> None:
     if found.worst:
         worst = escape(f"{found.worst.dimension} {found.worst.value}")
         console.print(f"Worst slice: {worst}, MAE {found.worst.mae:.2f} years")
-    grid = _grid("", "", "n", "MAE", "95 % CI", "bias", "coverage", "95 % CI", "width")
-    for part in found.slices:
-        grid.add_row(escape(part.dimension), escape(part.value), *slice_figures(part))
-    console.print(grid)
+    head = ("", "", "n", "MAE", "95 % CI", "bias", "coverage", "95 % CI", "width")
+    _table(console, head, map(slice_row, found.slices), text=2)
     console.print(f"Intervals hold {found.coverage:.1%} of the true ages; {found.width:.1f} years wide on average.")
-    grid = _grid("true age", "n", "coverage", "99 % limits")
-    for band in found.bands:
-        grid.add_row(band.band, f"{band.n:,}", f"{band.coverage:.1%}", f"{band.limit_low:.1%} to {band.limit_high:.1%}")
-    console.print(grid)
+    bands = [(of.band, f"{of.n:,}", f"{of.coverage:.1%}", of.limits) for of in found.bands]
+    _table(console, ("true age", "n", "coverage", "99 % limits"), bands, text=1)
     for part in found.thin:
         console.print(
             f"[red]Too little coverage for {escape(part.value)}: {part.coverage:.1%} of {part.n} faces.[/red]"
         )
-    grid = _grid("narrowest", "n", "MAE", "widest")
-    for risk in found.risk_coverage:
-        grid.add_row(f"{risk.share:.0%}", f"{risk.n:,}", f"{risk.mae:.2f}", f"{risk.width:.0f}")
-    console.print(grid)
+    risks = [(f"{of.share:.0%}", f"{of.n:,}", f"{of.mae:.2f}", f"{of.width:.0f}") for of in found.risk_coverage]
+    _table(console, ("narrowest", "n", "MAE", "widest"), risks, text=1)
 
 
 def decision(record: "Record") -> None:
     """Print how a challenger did against the champion, and what was decided."""
+    from agewatch.gate import Compared
+
     console, found = _wide(), record.decision
     console.print(
         f"\n[bold]{escape(record.challenger)}[/bold] against {escape(record.champion)}: {found.n:,} pictures",
@@ -166,13 +157,12 @@ def decision(record: "Record") -> None:
     )
     if not record.held_out:
         console.print("Pictures that one of them learnt from may be among them: not both say what they learnt from.")
-    grid = _grid("", "", "n", "champion", "challenger", "difference")
-    for part in found.slices:
-        years = (f"{part.champion:.2f}", f"{part.challenger:.2f}", f"{part.difference:+.2f}")
-        grid.add_row(escape(part.dimension), escape(part.value), f"{part.n:,}", *years)
-    years = (f"{found.champion:.2f}", f"{found.challenger:.2f}", f"{found.challenger - found.champion:+.2f}")
-    grid.add_row("[bold]all[/bold]", "", f"{found.n:,}", *years)
-    console.print(grid)
+    whole = Compared("all", "", found.n, found.champion, found.challenger)
+    rows = [
+        (of.dimension, of.value, f"{of.n:,}", f"{of.champion:.2f}", f"{of.challenger:.2f}", f"{of.difference:+.2f}")
+        for of in (*found.slices, whole)
+    ]
+    _table(console, ("", "", "n", "champion", "challenger", "difference"), rows, text=2, total=True)
     console.print(
         f"MAE in years. Difference between {found.difference_low:+.2f} and {found.difference_high:+.2f} (95 %)."
         f" CPU ms a face: {found.cost_champion:.2f} and {found.cost_challenger:.2f}.\n"
@@ -188,22 +178,29 @@ def _wide() -> Console:
     return console if console.is_terminal else Console(width=1000)
 
 
-def _grid(*columns: str) -> Table:
-    """A table whose columns are numbers but for those before `n`."""
-    grid = Table(*columns, box=None, pad_edge=False)
-    for column in grid.columns[columns.index("n") :]:
+def _table(
+    console: Console, head: Sequence[str], rows: Iterable[Sequence[str]], *, text: int, total: bool = False
+) -> None:
+    """Print a table whose first `text` columns are text and whose others are numbers; `total`: the last row is bold."""
+    grid = Table(*head, box=None, pad_edge=False)
+    for column in grid.columns[text:]:
         column.justify = "right"
-    return grid
+    for row in rows:
+        grid.add_row(*map(escape, row))
+    if total:
+        grid.rows[-1].style = "bold"
+    console.print(grid)
 
 
-def _ages(console: Console, run: Summary, table: Path) -> None:
+def _ages(console: Console, run: Summary) -> None:
     """Faces a decade of estimated age."""
+    names = ("age", "age_low", "age_high")
     rows = predictions.read(
-        table, archive=run.archive, model=run.model, mode=run.mode, columns=["age", "age_low", "age_high"]
+        Path(run.predictions), archive=run.archive, model=run.model, mode=run.mode, columns=names
     ).drop_null()
     if not len(rows):
         return
-    ages, low, high = (rows[name].to_numpy() for name in ("age", "age_low", "age_high"))
+    ages, low, high = (rows[name].to_numpy() for name in names)
     decades = np.bincount((ages // 10).astype(int))
     console.print(f"Ages: median {np.median(ages):.0f}, 90 % intervals {np.mean(high - low):.0f} years wide on average")
     for decade in range(int(np.flatnonzero(decades)[0]), len(decades)):

@@ -1,8 +1,7 @@
 """Metrics of age estimates, over all faces and by slices, and the calibration of their intervals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,8 @@ CHILD = 13
 _RESAMPLES = 2000
 _DRAWN_AT_ONCE = 2_000_000
 _FACE_SIZES = (24, 48, 96, 192)  # pixels of the box height
+_SIZE_NAMES = ("under 24 px", "24-47 px", "48-95 px", "96-191 px", "192 px and more")
+_QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.5)
 
 Years = npt.NDArray[np.floating[Any]]
@@ -104,58 +105,59 @@ def bootstrap_means(values: Years, resamples: int) -> Years:
     return np.concatenate([values[random.integers(0, len(values), (size, len(values)))].mean(axis=1) for size in sizes])
 
 
-def slices(frame: pd.DataFrame) -> list[Slice]:
-    """Measure every group of `members`; `frame` has what that needs, and `predicted` (years).
+def absolute_errors(frame: pd.DataFrame, estimates: str = "predicted") -> Years:
+    """How far a column of estimates is from the column age, years, shape (n,)."""
+    errors: Years = np.abs(frame[estimates].to_numpy(np.float64) - frame["age"].to_numpy(np.float64))
+    return errors
+
+
+def slices(frame: pd.DataFrame, dimension: str | None = None) -> list[Slice]:
+    """Measure every group of `members`, or of one dimension; `frame` has what that needs, and `predicted` (years).
 
     With columns low, high (years) and covered (bool) the slices have coverage and width too.
     """
-    return [_slice(dimension, value, frame[inside]) for dimension, value, inside in members(frame)]
+    return [_slice(*group) for group in members(frame) if dimension in (None, group[0])]
 
 
 def worst_slice(frame: pd.DataFrame) -> Slice | None:
     """The slice of at least MIN_SLICE_FACES faces with the largest MAE; None where there is none."""
-    absolute = np.abs(frame["predicted"].to_numpy(np.float64) - frame["age"])
-    large = [group for group in members(frame) if group[2].sum() >= MIN_SLICE_FACES]
-    if not large:
-        return None
-    dimension, value, inside = max(large, key=lambda group: absolute[group[2]].mean())
-    return _slice(dimension, value, frame[inside])
+    large = [group for group in members(frame) if len(group[2]) >= MIN_SLICE_FACES]
+    return _slice(*max(large, key=lambda group: absolute_errors(group[2]).mean())) if large else None
 
 
 def balanced_mae(frame: pd.DataFrame) -> float:
     """Mean of the MAE of the true decades (80 and over together), each counted alike, years."""
-    absolute = (frame["predicted"] - frame["age"]).abs()
-    return float(absolute.groupby(_decade(frame["age"])).mean().mean())
+    return float(pd.Series(absolute_errors(frame), frame.index).groupby(_decade(frame["age"])).mean().mean())
 
 
 def risk_coverage(frame: pd.DataFrame) -> list[Risk]:
     """What is gained by leaving out the faces with the widest intervals (El-Yaniv & Wiener, JMLR 2010)."""
     widths = (frame["high"] - frame["low"]).to_numpy(np.float64)
     order = np.argsort(widths, kind="stable")
-    absolute = np.abs((frame["predicted"] - frame["age"]).to_numpy(np.float64))[order]
+    absolute = absolute_errors(frame)[order]
     counts = {share: max(1, round(share * len(frame))) for share in _SHARES}
     return [Risk(share, n, float(absolute[:n].mean()), float(widths[order][n - 1])) for share, n in counts.items()]
 
 
-def members(frame: pd.DataFrame) -> Iterator[tuple[str, str, Mask]]:
-    """Yield dimension, value and mask (n,) of every group that is not empty.
+def members(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield dimension, value and rows of every group that is not empty.
 
     Columns used: source, age (true, years), sex, ethnicity, mode, box_h (pixels, used in mode `detect`), sharpness.
     """
-    groups: dict[str, tuple[pd.Series[Any], Sequence[str] | None]] = {
-        "source": (frame["source"], None),
-        "age": (_decade(frame["age"]), None),
-        "sex": (frame["sex"], None),
-        "ethnicity": (frame["ethnicity"], None),
-        "ethnicity and age": (_ethnicity_and_age(frame), None),
-        "face size": _binned(frame["box_h"].where(frame["mode"] == "detect"), _FACE_SIZES, _size_names()),
-        "sharpness": _quarters(frame["sharpness"]),
+    child = np.where(frame["age"] < CHILD, f", under {CHILD}", f", {CHILD} and over")
+    quartiles = frame["sharpness"].quantile([0.25, 0.5, 0.75]).to_list()
+    groups = {
+        "source": frame["source"],
+        "age": _decade(frame["age"]),
+        "sex": frame["sex"],
+        "ethnicity": frame["ethnicity"],
+        "ethnicity and age": frame["ethnicity"] + pd.Series(child, frame.index),
+        "face size": _binned(frame["box_h"].where(frame["mode"] == "detect"), _FACE_SIZES, _SIZE_NAMES),
+        "sharpness": _binned(frame["sharpness"], quartiles, _QUARTERS),
     }
-    for dimension, (values, order) in groups.items():
-        for value in order or sorted(values.dropna().unique()):
-            inside = (values == value).to_numpy(bool)
-            if inside.any():
-                yield dimension, str(value), inside
+    for dimension, values in groups.items():
+        for value, rows in frame.groupby(values, observed=True):
+            yield dimension, str(value), rows
 
 
 def calibrate(probabilities: Floats, ages: Years, labels: Labels) -> Calibration:
@@ -164,19 +166,14 @@ def calibrate(probabilities: Floats, ages: Years, labels: Labels) -> Calibration
     probabilities: (n, bins) of faces that neither training nor selection saw. ages: (n,), clipped to the bins.
     Neighbouring decades are merged until a band has MIN_BAND_FACES faces, or only one band is left.
     """
-    bins = np.clip(np.rint(ages).astype(int), labels.lowest, labels.highest) - labels.lowest
-    scores = conformity(probabilities)[np.arange(len(bins)), bins]
+    years = np.clip(np.rint(ages).astype(int), labels.lowest, labels.highest)
+    scores = conformity(probabilities)[np.arange(len(years)), years - labels.lowest]
     bands = [
         Band(low, high, int(inside.sum()), _conformal_quantile(scores[inside]))
-        for low, high in _bands(bins + labels.lowest, labels)
-        if (inside := (bins + labels.lowest >= low) & (bins + labels.lowest <= high)).any()
+        for low, high in _bands(years, labels)
+        if (inside := (years >= low) & (years <= high)).any()
     ]
     return Calibration(COVERAGE, tuple(bands))
-
-
-def coverage_share(low: Years, high: Years, ages: Years, labels: Labels) -> float:
-    """Share of true ages, 0..1, that lie in their interval (n,); ages above the bins' range count as its end."""
-    return float(covered(low, high, ages, labels).mean())
 
 
 def covered(low: Years, high: Years, ages: Years, labels: Labels) -> Mask:
@@ -193,16 +190,24 @@ def conformal_rank(n: int) -> int:
 
 def as_markdown(table: Sequence[Metrics]) -> str:
     """Render a comparison table."""
-    head = (
-        "| candidate | n | MAE | 95 % CI | RMSE | bias | within 5 years | worst slice | CPU ms a face | MB |\n"
-        "|---|---|---|---|---|---|---|---|---|---|\n"
-    )
-    return head + "".join(
-        f"| {row.name} | {row.n} | {row.mae:.2f} | {row.mae_low:.2f} to {row.mae_high:.2f} | {row.rmse:.2f}"
-        f" | {row.bias:+.2f} | {row.cs5:.1%} | {_worst_text(row.worst)} | {_number(row.cost_ms, 2)}"
-        f" | {_number(row.megabytes, 1)} |\n"
+    head = ("candidate", "n", "MAE", "95 % CI", "RMSE", "bias", "within 5 years", "worst slice", "CPU ms a face", "MB")
+    rows = [
+        (
+            row.name, f"{row.n}", f"{row.mae:.2f}", f"{row.mae_low:.2f} to {row.mae_high:.2f}", f"{row.rmse:.2f}",
+            f"{row.bias:+.2f}", f"{row.cs5:.1%}",
+            f"{row.worst.dimension} {row.worst.value}: {row.worst.mae:.2f} (n {row.worst.n})" if row.worst else "",
+            "" if row.cost_ms is None else f"{row.cost_ms:.2f}",
+            "" if row.megabytes is None else f"{row.megabytes:.1f}",
+        )
         for row in table
-    )
+    ]  # fmt: skip
+    return markdown_table(head, rows)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, each line ended."""
+    lines = [f"| {' | '.join(cells)} |\n" for cells in (head, *rows)]
+    return "".join([lines[0], "|---" * len(head), "|\n", *lines[1:]])
 
 
 def as_records(table: Sequence[Metrics]) -> list[dict[str, Any]]:
@@ -215,21 +220,13 @@ def from_records(records: Sequence[dict[str, Any]]) -> list[Metrics]:
     return [Metrics(**(row | {"worst": Slice(**row["worst"]) if row.get("worst") else None})) for row in records]
 
 
-def slice_figures(part: Slice) -> tuple[str, ...]:
-    """A slice's figures as text: n, MAE, its limits, bias, coverage, its limits, width; empty where there is none."""
-    years = (f"{part.n:,}", f"{part.mae:.2f}", f"{part.mae_low:.2f} to {part.mae_high:.2f}", f"{part.bias:+.2f}")
-    if part.coverage is None:
-        return (*years, "", "", "")
-    limits = f"{part.coverage_low:.1%} to {part.coverage_high:.1%}"
-    return (*years, f"{part.coverage:.1%}", limits, f"{part.width:.1f}")
-
-
-def _worst_text(worst: Slice | None) -> str:
-    return f"{worst.dimension} {worst.value}: {worst.mae:.2f} (n {worst.n})" if worst else ""
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def slice_row(part: Slice) -> tuple[str, ...]:
+    """A slice with intervals as text: dimension, value, n, MAE, its limits, bias, coverage, its limits, width."""
+    return (
+        part.dimension, part.value, f"{part.n:,}", f"{part.mae:.2f}", f"{part.mae_low:.2f} to {part.mae_high:.2f}",
+        f"{part.bias:+.2f}", f"{part.coverage:.1%}", f"{part.coverage_low:.1%} to {part.coverage_high:.1%}",
+        f"{part.width:.1f}",
+    )  # fmt: skip
 
 
 def _slice(dimension: str, value: str, faces: pd.DataFrame) -> Slice:
@@ -255,25 +252,11 @@ def _decade(ages: "pd.Series[Any]") -> "pd.Series[Any]":
     return names
 
 
-def _ethnicity_and_age(frame: pd.DataFrame) -> "pd.Series[Any]":
-    age = np.where(frame["age"] < CHILD, f", under {CHILD}", f", {CHILD} and over")
-    names: pd.Series[Any] = frame["ethnicity"] + pd.Series(age, frame.index)
-    return names
-
-
-def _size_names() -> list[str]:
-    inner = [f"{low}-{high - 1} px" for low, high in pairwise(_FACE_SIZES)]
-    return [f"under {_FACE_SIZES[0]} px", *inner, f"{_FACE_SIZES[-1]} px and more"]
-
-
-def _quarters(values: "pd.Series[Any]") -> tuple["pd.Series[Any]", list[str]]:
-    names = ["lowest quarter", "second quarter", "third quarter", "highest quarter"]
-    return _binned(values, values.quantile([0.25, 0.5, 0.75]).to_list(), names)
-
-
-def _binned(values: "pd.Series[Any]", edges: Sequence[float], names: list[str]) -> tuple["pd.Series[Any]", list[str]]:
-    places = np.searchsorted(edges, values.to_numpy(np.float64), side="right").clip(max=len(names) - 1)
-    return pd.Series(np.array(names, dtype=object)[places], values.index).where(values.notna()), names
+def _binned(values: "pd.Series[Any]", edges: Sequence[float], names: Sequence[str]) -> "pd.Series[Any]":
+    """The name of each value's place among the edges, in their order; none where there is no value."""
+    places = np.searchsorted(edges, values.to_numpy(np.float64), side="right")
+    named = np.array([*names, None])[np.where(values.notna(), places, -1)]
+    return pd.Series(pd.Categorical(named, list(names)), values.index)
 
 
 def _conformal_quantile(scores: Floats) -> float:
@@ -286,13 +269,10 @@ def _bands(ages: npt.NDArray[np.int_], labels: Labels) -> list[tuple[int, int]]:
     """Decades, merged upwards from the youngest until each holds enough faces; a thin rest joins the last band."""
     bands: list[tuple[int, int]] = []
     low = labels.lowest
-    for decade in range(labels.lowest, labels.highest + 1, 10):
-        high = labels.highest if decade + 10 > labels.highest - 9 else decade + 9
+    for high in (*range(labels.lowest + 9, labels.highest - 9, 10), labels.highest):
         if ((ages >= low) & (ages <= high)).sum() >= MIN_BAND_FACES:
             bands.append((low, high))
             low = high + 1
-        if high == labels.highest:
-            break
     if low <= labels.highest:
         bands = [*bands[:-1], (bands[-1][0] if bands else labels.lowest, labels.highest)]
     return bands

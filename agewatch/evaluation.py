@@ -4,23 +4,23 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from agewatch import archive, coverage, evaluate
+from agewatch.archive import FileRef
 from agewatch.coverage import BandCoverage
 from agewatch.dataset import drop_bad_labels, known_splits
 from agewatch.engine import Precision
-from agewatch.errors import ImageError, LabelError
+from agewatch.errors import LabelError
 from agewatch.evaluate import Metrics, Risk, Slice
 from agewatch.extraction import mode_of
-from agewatch.labels import Labelled, read_sources
+from agewatch.labels import read_sources
 from agewatch.model import AgeModel
 from agewatch.pool import score_shards
-from agewatch.rows import Job, hash_key
+from agewatch.rows import Job, known_content
 from agewatch.score import Progress
 
 LEARNT = "learnt"
@@ -28,9 +28,10 @@ LEARNT = "learnt"
 _LEARNT_SPLITS = ("train", "validation", "calibration")
 _SHARD_FILES = 64
 _COLUMNS = {
-    "age": "predicted", "age_low": "low", "age_high": "high", "status": "status", "mode": "mode", "box_h": "box_h",
-    "sharpness": "sharpness", "content_hash": "content_hash",
+    "archive": "source", "path": "path", "age": "predicted", "age_low": "low", "age_high": "high", "status": "status",
+    "mode": "mode", "box_h": "box_h", "sharpness": "sharpness", "content_hash": "content_hash",
 }  # fmt: skip
+"""Columns of the predictions table that are used, and their names here."""
 
 
 @dataclass(frozen=True)
@@ -83,34 +84,32 @@ def evaluate_archive(
     """
     labelled = read_sources(sources)
     spec = AgeModel.load(model_path).spec
-    truth = pd.DataFrame(
+    frame = pd.DataFrame(
         [(item.source.name, item.file.path, item.age, item.sex, item.ethnicity) for item in labelled],
         columns=["source", "path", "age", "sex", "ethnicity"],
     )
-    new = [item for item in labelled if not leave_out or _key(item) not in leave_out]
-    rows = []
-    counts: Counter[str] = Counter()
-    progress(0, len(new), counts)
-    for source, items in _by_source(new).items():
-        job = Job(
-            source, source.name, model_path, mode_of(source, labelled), "auto", precision, cache, uuid.uuid4().hex
-        )
-        files = list({item.file.path: item.file for item in items}.values())
-        for scored in score_shards(job, archive.shards(files, _SHARD_FILES), workers):
-            rows += [row | {"source": source.name} for row in scored.rows if row.get("face") in (0, None)]
-            counts.update(row["status"] for row in scored.rows)
-            progress(len(rows), len(new), counts)
-    found = pd.DataFrame(rows, columns=["source", "path", *_COLUMNS]).rename(columns=_COLUMNS)
-    frame = truth.merge(found, "left", ["source", "path"])
-    frame["status"] = frame["status"].fillna(LEARNT)
+    files: dict[Path, dict[str, FileRef]] = {}
+    for item in labelled:
+        files.setdefault(item.source, {})[item.file.path] = item.file
+    rows, counts, done, total = [], Counter[str](), 0, sum(map(len, files.values()))
+    progress(0, total, counts)
+    with known_content(leave_out) as learnt:
+        for source, of_source in files.items():
+            mode = mode_of(source, labelled)
+            job = Job(source, source.name, model_path, mode, "auto", precision, cache, uuid.uuid4().hex, learnt)
+            for scored in score_shards(job, archive.shards(list(of_source.values()), _SHARD_FILES), workers):
+                rows += [row for row in scored.rows if row.get("face") in (0, None)]
+                counts.update(row["status"] for row in scored.rows)
+                done += scored.files
+                progress(done, total, counts)
+    frame = frame.merge(pd.DataFrame(rows, columns=list(_COLUMNS)).rename(columns=_COLUMNS), "left", ["source", "path"])
+    frame["status"] = frame["status"].fillna(LEARNT)  # the workers' answer for such a picture has no row
     seen = frame[frame["status"] == "ok"].assign(reason=None)
     drop_bad_labels(seen)
     frame.loc[seen.index, "status"] = seen["reason"].fillna("ok")
-    for name in ("predicted", "low", "high", "box_h", "sharpness"):
-        frame[name] = frame[name].astype("float32")
-    frame["covered"] = evaluate.covered(
-        frame["low"].to_numpy(), frame["high"].to_numpy(), frame["age"].to_numpy(np.float64), spec.labels
-    )
+    frame = frame.astype(dict.fromkeys(("predicted", "low", "high", "box_h", "sharpness"), "float32"))
+    ages = frame["age"].to_numpy(np.float64)
+    frame["covered"] = evaluate.covered(frame["low"].to_numpy(), frame["high"].to_numpy(), ages, spec.labels)
     return frame
 
 
@@ -119,15 +118,18 @@ def summarise(frame: pd.DataFrame, model_path: Path, *, held_out: bool) -> Evalu
 
     Raises LabelError where no picture of them could be evaluated.
     """
+    faces = frame[frame["status"] == "ok"].reset_index(drop=True)
+    statuses = Counter(frame["status"]).most_common()
+    if faces.empty:
+        counts = ", ".join(f"{n} {status}" for status, n in statuses)
+        raise LabelError(f"None of the {len(frame)} labelled pictures can be evaluated: {counts}.")
     model = AgeModel.load(model_path)
-    faces = with_faces(frame)
     parts = evaluate.slices(faces)
-    others = frame["status"][frame["status"] != "ok"].value_counts()
     return Evaluation(
         model=model.id,
         held_out=held_out,
-        sources={str(name): int(n) for name, n in faces["source"].value_counts(sort=False).items()},
-        statuses={str(status): int(n) for status, n in others.items()},
+        sources=dict(Counter(faces["source"])),
+        statuses={status: n for status, n in statuses if status != "ok"},
         overall=evaluate.measure("all", faces["predicted"].to_numpy(), faces["age"].to_numpy()),
         balanced_mae=evaluate.balanced_mae(faces),
         worst=evaluate.worst_slice(faces),
@@ -137,32 +139,5 @@ def summarise(frame: pd.DataFrame, model_path: Path, *, held_out: bool) -> Evalu
         thin=coverage.too_low(parts),
         risk_coverage=evaluate.risk_coverage(faces),
         slices=parts,
-        decades={
-            str(name): [part for part in evaluate.slices(rows) if part.dimension == "age"]
-            for name, rows in faces.groupby("source", sort=False)
-        },
+        decades={str(name): evaluate.slices(rows, "age") for name, rows in faces.groupby("source", sort=False)},
     )
-
-
-def with_faces(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows with an estimate. Raises LabelError where there are none."""
-    faces = frame[frame["status"] == "ok"].reset_index(drop=True)
-    if faces.empty:
-        counts = ", ".join(f"{n} {status}" for status, n in frame["status"].value_counts().items())
-        raise LabelError(f"None of the {len(frame)} labelled pictures can be evaluated: {counts}.")
-    return faces
-
-
-def _by_source(labelled: Sequence[Labelled]) -> dict[Path, list[Labelled]]:
-    found: dict[Path, list[Labelled]] = {}
-    for item in labelled:
-        found.setdefault(item.source, []).append(item)
-    return found
-
-
-def _key(item: Labelled) -> int | None:
-    """The picture's `hash_key`; None where it can't be read, which scoring will say."""
-    try:
-        return hash_key(blake2b(item.file.read(item.source), digest_size=32).hexdigest())
-    except ImageError:
-        return None

@@ -56,8 +56,7 @@ def _errors(found: Evaluation) -> list[str]:
         colour = _COLOURS[index % len(_COLOURS)]
         shift = 0.5 + (index - (len(series) - 1) / 2) * 0.8 / max(len(series), 4)
         for part in parts:
-            x = panel.x(_DECADES.index(part.value) + shift)
-            drawn += _bar(x, panel.y(part.mae_low), panel.y(part.mae), panel.y(part.mae_high), colour)
+            drawn += _bar(panel, _DECADES.index(part.value) + shift, part.mae_low, part.mae, part.mae_high, colour)
         drawn += _legend(panel.left + index % 3 * 145, _HEIGHT - 26 + index // 3 * 16, colour, name)
     return drawn
 
@@ -75,14 +74,10 @@ def _coverage(found: Evaluation) -> list[str]:
         drawn.append(_rect(x + 1, top, right - x - 2, bottom - top, _SHADE))
     ticks = np.arange(panel.lowest, 1.001, 0.1 if panel.lowest < 0.7 else 0.05)
     drawn += _axes(panel, "Intervals: share that holds the true age (bars: 95 % CI)", ticks, lambda tick: f"{tick:.0%}")
-    line = panel.y(COVERAGE)
-    drawn.append(
-        f'<line x1="{panel.left}" x2="{panel.right}" y1="{line:.1f}" y2="{line:.1f}" stroke="black"'
-        f' stroke-dasharray="6 4"/>'
-    )
+    drawn.append(_rule(panel, COVERAGE, 'stroke="black" stroke-dasharray="6 4"'))
     for part in decades:
-        low, middle, high = (panel.y(value or 0.0) for value in (part.coverage_low, part.coverage, part.coverage_high))
-        drawn += _bar(panel.x(_DECADES.index(part.value) + 0.5), low, middle, high, _COLOURS[0])
+        low, middle, high = (value or 0.0 for value in (part.coverage_low, part.coverage, part.coverage_high))
+        drawn += _bar(panel, _DECADES.index(part.value) + 0.5, low, middle, high, _COLOURS[0])
     below = _HEIGHT - 26
     drawn += [
         *_legend(panel.left, below, _COLOURS[0], "all sources"),
@@ -99,18 +94,23 @@ def _large(parts: Sequence[Slice]) -> list[Slice]:
 def _axes(panel: _Panel, title: str, ticks: Sequence[float] | np.ndarray, written: Callable[..., str]) -> list[str]:
     drawn = [_text(panel.left, _TOP - 24, title, size=14, colour="black")]
     for tick in ticks:
-        y = panel.y(float(tick))
-        drawn.append(f'<line x1="{panel.left}" x2="{panel.right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        drawn.append(_text(panel.left - 6, y + 4, written(tick), anchor="end"))
+        drawn.append(_rule(panel, float(tick), 'stroke="#ddd"'))
+        drawn.append(_text(panel.left - 6, panel.y(float(tick)) + 4, written(tick), anchor="end"))
     for index, name in enumerate(_DECADES):
         drawn.append(_text(panel.x(index + 0.5), _BOTTOM + 18, name, anchor="middle"))
     return drawn
 
 
-def _bar(x: float, low: float, middle: float, high: float, colour: str) -> list[str]:
+def _rule(panel: _Panel, value: float, style: str) -> str:
+    y = panel.y(value)
+    return f'<line x1="{panel.left}" x2="{panel.right}" y1="{y:.1f}" y2="{y:.1f}" {style}/>'
+
+
+def _bar(panel: _Panel, decade: float, low: float, middle: float, high: float, colour: str) -> list[str]:
+    x, bottom, y, top = panel.x(decade), panel.y(low), panel.y(middle), panel.y(high)
     return [
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" stroke-width="2"/>',
-        f'<circle cx="{x:.1f}" cy="{middle:.1f}" r="4" fill="{colour}"/>',
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:.1f}" y2="{top:.1f}" stroke="{colour}" stroke-width="2"/>',
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>',
     ]
 
 

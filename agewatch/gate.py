@@ -1,6 +1,7 @@
 """The champion gate: is a challenger better than the model in use, for everybody, and what was decided about it."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,18 +86,17 @@ def judge(
     only one of the two has a face are left out. Groups are those of the champion's rows. Raises LabelError where no
     picture is left.
     """
-    both = _paired(champion, challenger)
+    own = challenger.loc[challenger["status"] == "ok", ["source", "path", "age", "predicted"]].drop_duplicates()
+    both = champion[champion["status"] == "ok"].merge(own, on=["source", "path", "age"], suffixes=("", "_challenger"))
     if both.empty:
         raise LabelError("No labelled picture can be used: each has no face, or one of the models has learnt from it.")
-    theirs, own = (_absolute(both, name) for name in ("predicted", "predicted_challenger"))
-    parts = tuple(
-        Compared(dimension, value, int(inside.sum()), float(theirs[inside].mean()), float(own[inside].mean()))
-        for dimension, value, inside in evaluate.members(both)
-    )
-    low, high = map(float, np.quantile(evaluate.bootstrap_means(own - theirs, _RESAMPLES), [0.025, 0.975]))
-    maes = (float(theirs.mean()), float(own.mean()))
-    passed, reason = _verdict(len(both), maes, (low, high), cost_challenger / cost_champion, parts)
-    return Decision(passed, reason, len(both), *maes, low, high, cost_champion, cost_challenger, parts)
+    difference = evaluate.absolute_errors(both, "predicted_challenger") - evaluate.absolute_errors(both)
+    low, high = map(float, np.quantile(evaluate.bootstrap_means(difference, _RESAMPLES), [0.025, 0.975]))
+    whole = _compared("all", "", both)
+    parts = tuple(_compared(*group) for group in evaluate.members(both))
+    passed, reason = _verdict(whole, low, high, cost_challenger / cost_champion, parts)
+    maes = (whole.champion, whole.challenger)
+    return Decision(passed, reason, whole.n, *maes, low, high, cost_champion, cost_challenger, parts)
 
 
 def compare(
@@ -123,26 +123,19 @@ def compare(
         raise UsageError(f"{challenger} does not say which pictures it learnt from, so no comparison would be fair.")
     theirs, own = (
         evaluate_archive(
-            path,
-            sources,
-            cache=cache,
-            workers=workers,
-            precision=precision,
-            leave_out=known[0] | known[1],
+            path, sources, cache=cache, workers=workers, precision=precision, leave_out=known[0] | known[1],
             progress=progress,
         )
         for path in (champion, challenger)
-    )
+    )  # fmt: skip
     costs = cpu_ms_a_face(models, cache=cache)
-    decision = judge(theirs, own, cost_champion=costs[0], cost_challenger=costs[1])
-    counts = theirs["source"][theirs["status"] == "ok"].value_counts(sort=False)
     record = Record(
         champion=models[0].id,
         challenger=models[1].id,
         held_out=all(known),
-        sources={str(name): int(n) for name, n in counts.items()},
+        sources=dict(Counter(theirs["source"][theirs["status"] == "ok"])),
         decided_at=store.now(),
-        decision=decision,
+        decision=judge(theirs, own, cost_champion=costs[0], cost_challenger=costs[1]),
     )
     file = record_file(folder, models[1], models[0])
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +166,7 @@ def promote(folder: Path, file: Path, *, force: bool) -> Pointer:
 
 def records(folder: Path) -> list[Record]:
     """The decisions that the store keeps, the latest first. Raises ModelError where one is damaged."""
-    found = [_read(file) for file in sorted((folder / DECISIONS).glob("*.json"))]
+    found = map(_read, sorted((folder / DECISIONS).glob("*.json")))
     return sorted(found, key=lambda record: record.decided_at, reverse=True)
 
 
@@ -182,42 +175,31 @@ def record_file(folder: Path, challenger: AgeModel, champion: AgeModel) -> Path:
     return folder / DECISIONS / f"{challenger.spec.version}-over-{champion.spec.version}.json"
 
 
-def _paired(champion: pd.DataFrame, challenger: pd.DataFrame) -> pd.DataFrame:
-    own = challenger.loc[challenger["status"] == "ok", ["source", "path", "age", "predicted"]]
-    return champion[champion["status"] == "ok"].merge(
-        own.drop_duplicates(), on=["source", "path", "age"], suffixes=("", "_challenger")
-    )
+def _compared(dimension: str, value: str, both: pd.DataFrame) -> Compared:
+    maes = (float(evaluate.absolute_errors(both, of).mean()) for of in ("predicted", "predicted_challenger"))
+    return Compared(dimension, value, len(both), *maes)
 
 
-def _absolute(both: pd.DataFrame, name: str) -> evaluate.Years:
-    error: evaluate.Years = np.abs(both[name].to_numpy(np.float64) - both["age"].to_numpy(np.float64))
-    return error
-
-
-def _verdict(
-    n: int, maes: tuple[float, float], limits: tuple[float, float], cost: float, parts: Sequence[Compared]
-) -> tuple[bool, str]:
+def _verdict(whole: Compared, low: float, high: float, cost: float, parts: Sequence[Compared]) -> tuple[bool, str]:
     """The rule, and the sentence that says how it came out."""
-    if n < MIN_PICTURES:
-        return False, f"{n} pictures with a face in both are too few to decide; {MIN_PICTURES} are needed."
-    change = f"MAE {maes[1]:.2f} years against {maes[0]:.2f} on {n} pictures"
-    between = f"the difference is between {limits[0]:+.2f} and {limits[1]:+.2f}"
+    if whole.n < MIN_PICTURES:
+        return False, f"{whole.n} pictures with a face in both are too few to decide; {MIN_PICTURES} are needed."
+    change = f"MAE {whole.challenger:.2f} years against {whole.champion:.2f} on {whole.n} pictures"
+    between = f"the difference is between {low:+.2f} and {high:+.2f}"
     worse = [part for part in parts if part.n >= MIN_SLICE and part.difference > SLICE_YEARS]
     if worse:
         most = max(worse, key=lambda part: part.difference)
-        overall = "Better" if maes[1] < maes[0] else "Not better"
+        overall = "Better" if whole.difference < 0 else "Not better"
         return False, (
             f"{overall} overall ({change}), but worse for {most.dimension} {most.value}:"
             f" MAE {most.challenger:.2f} years against {most.champion:.2f} on {most.n} faces,"
             f" where {SLICE_YEARS} years more are allowed."
         )
-    if limits[1] < 0:
+    if high < 0:
         return True, f"Better beyond noise: {change}, {between}."
-    if cost <= CHEAPER and limits[1] <= CHEAPER_YEARS:
-        return (
-            True,
-            f"Cheaper ({cost:.0%} of the CPU time) and at most {CHEAPER_YEARS} year worse: {change}, {between}.",
-        )
+    if cost <= CHEAPER and high <= CHEAPER_YEARS:
+        cheaper = f"Cheaper ({cost:.0%} of the CPU time) and at most {CHEAPER_YEARS} year worse"
+        return True, f"{cheaper}: {change}, {between}."
     return False, f"Not better beyond noise: {change}, {between}, at {cost:.0%} of the CPU time."
 
 

@@ -1,11 +1,12 @@
 """A shard of files -> rows of the predictions table: what a worker process does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -56,6 +57,19 @@ class Scored:
 def hash_key(content_hash: str) -> int:
     """The first 64 bits of a content hash: enough to guess that it is known, the table tells for certain."""
     return int(content_hash[:16], 16)
+
+
+@contextmanager
+def known_content(keys: Iterable[int]) -> Iterator[Path | None]:
+    """Yield a file of sorted `hash_key`s for `Job.known`, which workers map instead of holding a copy each."""
+    known = np.sort(np.fromiter(keys, np.uint64))
+    if not len(known):
+        yield None
+        return
+    with TemporaryDirectory(prefix="agewatch-") as folder:
+        path = Path(folder) / "known.npy"
+        np.save(path, known)
+        yield path
 
 
 @contextmanager

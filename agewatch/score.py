@@ -4,18 +4,14 @@ Worker processes turn shards of files into rows; this process alone writes them,
 """
 
 import os
-import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
-
-import numpy as np
 
 from agewatch import archive
 from agewatch.archive import FileRef, Listing
@@ -24,7 +20,7 @@ from agewatch.errors import UsageError
 from agewatch.model import AgeModel
 from agewatch.pool import score_shards
 from agewatch.predictions import Rows, Stored, Writer
-from agewatch.rows import Job, Mode, Scored, hash_key
+from agewatch.rows import Job, Mode, Scored, hash_key, known_content
 
 Again = Literal["nothing", "refused", "all"]
 """What is scored although the table holds it: nothing, the refused files, or all."""
@@ -149,25 +145,13 @@ def _score(job: Job, pending: Sequence[FileRef], writer: Writer, workers: int, a
         return
     size = max(16, min(SHARD_FILES, len(pending) // (workers * 8) + 1))
     mistaken: list[FileRef] = []
-    with _known_content(writer.stored if again == "nothing" else {}) as known:
+    stored = writer.stored.values() if again == "nothing" else ()
+    with known_content(hash_key(file.content_hash) for file in stored if file.content_hash) as known:
         for scored in score_shards(replace(job, known=known), archive.shards(pending, size), workers):
             copies, unknown = _copies(writer, scored.same, job.run_id)
             mistaken += unknown
             yield Scored(scored.files - len(unknown), scored.rows + copies, [])
     yield from score_shards(job, archive.shards(mistaken, size), workers) if mistaken else ()
-
-
-@contextmanager
-def _known_content(stored: dict[str, Stored]) -> Iterator[Path | None]:
-    """Yield a file of sorted hash keys for the workers, which map it instead of holding a copy each."""
-    keys = np.array([hash_key(file.content_hash) for file in stored.values() if file.content_hash], np.uint64)
-    if not len(keys):
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="agewatch-") as folder:
-        path = Path(folder) / "known.npy"
-        np.save(path, np.sort(keys))
-        yield path
 
 
 def _copies(writer: Writer, same: Sequence[tuple[FileRef, str]], run_id: str) -> tuple[Rows, list[FileRef]]:

@@ -73,6 +73,7 @@ def test_a_trained_model_has_every_section(trained: Path, tmp_path: Path) -> Non
     ]  # fmt: skip
     for said in (
         AgeModel.load(trained).id,
+        "\n- Network: timm `test_efficientnet`, with a softmax over the ages, averaged with its answer",
         "averaged with its answer to the mirror image; 75% of the whole",
         "support vector regression on its embedding that gives 25% of its part; 25% of the whole",
         "agewatch train crops portraits --recipe recipe.toml --start face.safetensors",

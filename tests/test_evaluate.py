@@ -12,7 +12,7 @@ from agewatch.evaluate import (
     as_records,
     balanced_mae,
     calibrate,
-    coverage_share,
+    covered,
     from_records,
     measure,
     risk_coverage,
@@ -56,10 +56,10 @@ def test_intervals_hold_their_coverage_overall_and_by_age() -> None:
     assert [band.low for band in calibration.bands][1:] == [band.high + 1 for band in calibration.bands][:-1]
     probabilities, ages = simulated(8000, 2)
     found = estimate(probabilities, Labels(), calibration)
-    assert coverage_share(found.low, found.high, ages, Labels()) >= 0.89
+    assert covered(found.low, found.high, ages, Labels()).mean() >= 0.89
     for low in range(0, 100, 20):
         inside = (ages >= low) & (ages < low + 20)
-        assert coverage_share(found.low[inside], found.high[inside], ages[inside], Labels()) >= 0.87
+        assert covered(found.low, found.high, ages, Labels())[inside].mean() >= 0.87
     assert (found.high - found.low).mean() < 50
 
 
@@ -73,7 +73,7 @@ def test_ages_above_the_bins_count_as_their_end() -> None:
     probabilities = np.eye(101, dtype=np.float32)[[100, 100]]
     [band] = calibrate(probabilities, np.array([105.0, 100.0]), Labels()).bands
     assert band.n == 2
-    assert coverage_share(np.array([99.0]), np.array([100.0]), np.array([116.0]), Labels()) == 1
+    assert covered(np.array([99.0]), np.array([100.0]), np.array([116.0]), Labels()).all()
 
 
 def labelled_faces(n: int = 2000) -> pd.DataFrame:

@@ -13,16 +13,18 @@ from agewatch import predictions
 from agewatch.errors import LabelError
 from agewatch.evaluation import LEARNT, evaluate_archive, learnt_keys, summarise
 from agewatch.rows import hash_key
-from agewatch.score import score_archive, unwatched
+from agewatch.score import Progress, score_archive, unwatched
 
 
 def key(picture: bytes) -> int:
     return hash_key(blake2b(picture, digest_size=32).hexdigest())
 
 
-def evaluated(model: Path, source: Path, cache: Path, leave_out: set[int]) -> pd.DataFrame:
+def evaluated(
+    model: Path, source: Path, cache: Path, leave_out: set[int], progress: Progress = unwatched
+) -> pd.DataFrame:
     return evaluate_archive(
-        model, [source], cache=cache, workers=1, precision="f32", leave_out=leave_out, progress=unwatched
+        model, [source], cache=cache, workers=1, precision="f32", leave_out=leave_out, progress=progress
     )
 
 
@@ -47,7 +49,10 @@ def test_every_labelled_picture_has_one_row_scored_as_an_archive_is(
     model_folder: Path, drawn: Path, cache: Path, tmp_path: Path
 ) -> None:
     known = {key(drawn_face(age, age // 2)) for age in (0, 10)}
-    frame = evaluated(model_folder, drawn, cache, known)
+    told: list[tuple[int, int, dict[str, int]]] = []
+    frame = evaluated(model_folder, drawn, cache, known, lambda *now: told.append((*now[:2], dict(now[2]))))
+    assert told[0] == (0, 48, {})
+    assert told[-1] == (48, 48, {"ok": 44, "vanished": 1, "unsupported": 1})  # the learnt ones were not scored
     assert len(frame) == 48
     assert Counter(frame["status"]) == {
         "ok": 43, LEARNT: 2, "vanished": 1, "unsupported": 1, "impossible_age": 1,

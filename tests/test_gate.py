@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from faces_drawn import drawn_face
+from faces_drawn import drawn_face, write_age_folders
 from models import tiny_model
 from test_store import _add
 
@@ -218,7 +218,7 @@ def test_two_models_are_compared_on_pictures_and_the_record_decides(tmp_path: Pa
         gate.compare(folder, champion, champion, [data], **options)  # type: ignore[arg-type]
 
 
-def test_a_model_that_hides_what_it_learnt_from_is_not_compared(tmp_path: Path, cache: Path) -> None:
+def test_a_challenger_that_hides_what_it_learnt_from_is_not_compared(tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "store"
     tiny_model(tmp_path / "1", 1)
     (tmp_path / "1" / "splits.parquet").unlink()
@@ -226,7 +226,10 @@ def test_a_model_that_hides_what_it_learnt_from_is_not_compared(tmp_path: Path, 
         package(folder_of, version=folder_of.name, store=folder)
         for folder_of in (tiny_model(tmp_path / "0"), tmp_path / "1")
     )
+    options = {"cache": cache, "workers": 1, "precision": "f32", "progress": unwatched}
     with pytest.raises(UsageError, match="does not say which pictures it learnt from"):
-        gate.compare(
-            folder, challenger, champion, [], cache=cache, workers=1, precision="f32", progress=unwatched
-        )  # fmt: skip
+        gate.compare(folder, challenger, champion, [], **options)  # type: ignore[arg-type]
+    write_age_folders(tmp_path / "drawn", ages=[10, 40], each=2)
+    record = gate.compare(folder, champion, challenger, [tmp_path / "drawn"], **options)  # type: ignore[arg-type]
+    assert not record.held_out  # as a champion it is, with a word about it
+    assert record.sources == {"drawn": 4}
