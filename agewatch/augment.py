@@ -36,10 +36,8 @@ def _moved(chip: RGB, random: np.random.Generator, size: int) -> RGB:
         turn[0] = -turn[0]
         turn[0, 2] += side - 1
     turn *= size / side
-    return np.asarray(
-        cv2.warpAffine(chip, turn, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),
-        dtype=np.uint8,
-    )
+    moved = cv2.warpAffine(chip, turn, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(moved, dtype=np.uint8)
 
 
 def _coarsened(chip: RGB, random: np.random.Generator) -> RGB:

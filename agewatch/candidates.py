@@ -21,6 +21,7 @@ from torch import Tensor
 
 from agewatch.dataset import Faces
 from agewatch.engine import has_bf16
+from agewatch.images import RGB
 from agewatch.model import AgeModel, Floats, Member, Spec, Svr
 from agewatch.network import AgeNetwork, to_bytes
 
@@ -44,16 +45,18 @@ class Linear:
         return ages
 
 
-def embeddings(network: AgeNetwork, faces: Faces, split: str) -> Floats:
-    """The first member's embeddings (n, features) of the faces of a split."""
-    rows = faces.rows(split)
+def features(network: AgeNetwork, faces: Faces) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """The first member's embeddings (n, features), and the ages (n,), of the splits `train` and `validation`."""
+
+    def embed(chips: RGB) -> Floats:
+        normal = network.normalise(torch.from_numpy(chips)).contiguous(memory_format=torch.channels_last)
+        return np.asarray(network.embed(0, normal).float().numpy(), dtype=np.float32)
+
     network.eval()
-    found = []
+    splits = ("train", "validation")
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
-        for start in range(0, len(rows), 64):
-            normal = network.normalise(torch.from_numpy(faces.chips[rows[start : start + 64]]))
-            found.append(network.embed(0, normal.contiguous(memory_format=torch.channels_last)).float().numpy())
-    return np.concatenate(found)
+        found = {split: np.concatenate([embed(chips) for chips in faces.batches(split)]) for split in splits}
+    return found, {split: faces.true(split) for split in splits}
 
 
 def ridge(found: Mapping[str, Floats], ages: Mapping[str, Floats]) -> Linear:
@@ -71,43 +74,39 @@ def svr(found: Mapping[str, Floats], ages: Mapping[str, Floats]) -> Linear:
 def linear_model(spec: Spec, network: AgeNetwork, linear: Linear) -> AgeModel:
     """The age model of a linear regression alone on a network's embeddings."""
     part = replace(spec.members[0], svr=Svr(1.0, linear.error))
-    return _model(spec, [(part, network.state_dict(), linear)])
+    return _model(spec, [(part, network, linear)])
 
 
 def cnn_model(spec: Spec, network: AgeNetwork, *, mirrored: bool = False) -> AgeModel:
     """The age model of one fine-tuned network; `mirrored` averages each face with its mirror image."""
-    return _model(spec, [(replace(spec.members[0], mirrored=mirrored), network.state_dict(), None)])
+    return _model(spec, [(replace(spec.members[0], mirrored=mirrored), network, None)])
 
 
 def ensemble_model(
-    spec: Spec, networks: Sequence[AgeNetwork], faces: Faces, ages_of: Callable[[AgeModel, str], Floats]
+    spec: Spec, networks: Sequence[AgeNetwork], faces: Faces, ages_of: Callable[[AgeModel], Floats]
 ) -> tuple[AgeModel, float]:
     """Stack the networks and a support vector regression on each one's embeddings (Wolpert, 1992; Breiman, 1996).
 
     The weights are not negative, sum to one, and give the least mean absolute error on the validation split, which is
-    out of every fold that the parts were trained on. Returns the model and its mean absolute error on that split,
-    years, with weights that were fitted on other faces of it; epochs and penalties were chosen on all of it, as for
-    the other candidates.
+    out of every fold that the parts were trained on; `ages_of` gives a model's ages of that split. Returns the model
+    and its mean absolute error on the split, years, with weights that were fitted on other faces of it; epochs and
+    penalties were chosen on all of it, as for the other candidates.
     """
-    ages = {split: faces.ages(faces.rows(split)) for split in ("train", "validation")}
-    regressions, found = [], []
-    for network in networks:
-        seen = {split: embeddings(network, faces, split) for split in ages}
-        regressions.append(svr(seen, ages))
-        both = (cnn_model(spec, network), linear_model(spec, network, regressions[-1]))
-        found += [ages_of(model, "validation") for model in both]
-    parts = np.stack(found, axis=1)
-    weights = _stacking_weights(parts, ages["validation"])
+    true = faces.true("validation")
+    regressions = [svr(*features(network, faces)) for network in networks]
+    pairs = list(zip(networks, regressions, strict=True))
+    models = [model for pair in pairs for model in (cnn_model(spec, pair[0]), linear_model(spec, *pair))]
+    parts = np.stack([ages_of(model) for model in models], axis=1)
+    weights = _stacking_weights(parts, true).reshape(-1, 2)
     members = []
-    for index, (network, regression) in enumerate(zip(networks, regressions, strict=True)):
-        own, linear = weights[2 * index : 2 * index + 2]
+    for (network, regression), (own, linear) in zip(pairs, weights.tolist(), strict=True):
         if own + linear == 0:
             continue
-        part = replace(spec.members[0], weight=float(own + linear))
+        part = replace(spec.members[0], weight=own + linear)
         if linear:
-            part = replace(part, svr=Svr(float(linear / (own + linear)), regression.error))
-        members.append((part, network.state_dict(), regression if linear else None))
-    return _model(spec, members), _cross_fitted_mae(parts, ages["validation"])
+            part = replace(part, svr=Svr(linear / (own + linear), regression.error))
+        members.append((part, network, regression if linear else None))
+    return _model(spec, members), _cross_fitted_mae(parts, true)
 
 
 def _linear(regressor: RidgeCV | LinearSVR, found: Mapping[str, Floats], ages: Mapping[str, Floats]) -> Linear:
@@ -122,13 +121,13 @@ def _linear(regressor: RidgeCV | LinearSVR, found: Mapping[str, Floats], ages: M
     return replace(linear, error=max(1.0, float(error)))
 
 
-def _model(spec: Spec, members: Sequence[tuple[Member, Mapping[str, Tensor], Linear | None]]) -> AgeModel:
-    """Put single networks, each with the state of an AgeNetwork of one member, together as one age model."""
+def _model(spec: Spec, members: Sequence[tuple[Member, AgeNetwork, Linear | None]]) -> AgeModel:
+    """Put networks of one member each together as one age model."""
     whole = replace(spec, members=tuple(part for part, _, _ in members))
     wanted = AgeNetwork(whole).state_dict()
     state: dict[str, Tensor] = {}
-    for index, (_, own, linear) in enumerate(members):
-        state |= {name.replace("members.0.", f"members.{index}.", 1): tensor for name, tensor in own.items()}
+    for index, (_, network, linear) in enumerate(members):
+        state |= network.members[0].state_dict(prefix=f"members.{index}.")
         if linear is not None:
             state[f"svrs.{index}.weight"] = torch.from_numpy(linear.weight)[None]
             state[f"svrs.{index}.bias"] = torch.tensor([linear.bias])
@@ -141,13 +140,8 @@ def _stacking_weights(parts: npt.NDArray[Any], true: Floats) -> npt.NDArray[np.f
     # Variables: the k weights, then the n absolute errors, each at least as large as the error of either sign.
     errors = -eye_array(n)
     signed = vstack([hstack([csr_array(parts), errors]), hstack([csr_array(-parts), errors])])
-    solved = linprog(
-        np.append(np.zeros(k), np.ones(n)),
-        signed,
-        np.append(true, -true),
-        np.append(np.ones(k), np.zeros(n))[None],
-        [1],
-    )
+    cost, total = np.append(np.zeros(k), np.ones(n)), np.append(np.ones(k), np.zeros(n))
+    solved = linprog(cost, A_ub=signed, b_ub=np.append(true, -true), A_eq=total[None], b_eq=[1])
     weights = np.where(solved.x[:k] < _SMALLEST_SHARE, 0.0, solved.x[:k])
     return np.asarray(weights / weights.sum(), dtype=np.float64)
 

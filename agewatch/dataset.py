@@ -1,6 +1,6 @@
 """Labelled pictures -> faces to train on: extraction (cached), validation of labels, leak-safe split."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import combinations
@@ -34,7 +34,6 @@ NEAR_DUPLICATE_BITS = 6
 NEAR_DUPLICATE_YEARS = 5
 """Ages of near-duplicates that lie further apart are pointed out: of one photograph, at most one can be right."""
 _SPLIT_SALT = 0  # never the recipe's seed: a picture must stay in its split from one training to the next
-_NONE_EARLIER: Mapping[int, str] = MappingProxyType({})
 
 Pairs = npt.NDArray[np.intp]
 """Places of pictures that belong together, shape (n, 2)."""
@@ -63,6 +62,19 @@ class Faces:
         """Labels of rows, years."""
         return self.table["age"].to_numpy(dtype=np.float32)[rows]
 
+    def true(self, split: str) -> npt.NDArray[np.float32]:
+        """Labels of a split, years."""
+        return self.ages(self.rows(split))
+
+    def batches(self, split: str) -> Iterator[RGB]:
+        """The chips of a split in order, up to 64 at once."""
+        rows = self.rows(split)
+        return (self.chips[rows[start : start + 64]] for start in range(0, len(rows), 64))
+
+    def counts(self, column: str) -> dict[str, int]:
+        """How many rows have each value of a column, most first; rows without one are not counted."""
+        return {str(value): int(n) for value, n in self.table[column].value_counts().items()}
+
 
 def prepare(
     labelled: Sequence[Labelled],
@@ -71,7 +83,7 @@ def prepare(
     chip_scale: float,
     workers: int,
     cache: Path,
-    earlier: Mapping[int, str] = _NONE_EARLIER,
+    earlier: Mapping[int, str] = MappingProxyType({}),
     progress: Callable[[int, int], None] | None = None,
 ) -> Faces:
     """Extract faces, features and chips, drop what can't be trained on (with the reason), and split without leaks.
@@ -88,19 +100,18 @@ def prepare(
     labels = [(i.source.name, i.file.path, i.age, i.sex, i.ethnicity, i.subject) for i in labelled]
     table = pd.DataFrame(labels, columns=["source", "path", "age", "sex", "ethnicity", "subject"]).join(extracted)
     drop_bad_labels(table)
+    faces = Faces(table, chips)
     if not table["reason"].isna().any():
-        reasons = table["reason"].value_counts().to_dict()
-        raise LabelError(f"No face is left to train on: {reasons}.")
+        raise LabelError(f"No face is left to train on: {faces.counts('reason')}.")
     _group(table)
     table["split"] = _split(table, earlier)
     require_no_leaks(table)
-    return Faces(table, chips)
+    return faces
 
 
 def known_splits(model_path: Path) -> dict[int, str]:
     """The split of every picture that a model knows, by `hash_key`; empty for a model that does not say."""
-    data = read_splits(model_path)
-    if data is None:
+    if (data := read_splits(model_path)) is None:
         return {}
     table = pq.read_table(pa.BufferReader(data))
     return dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
@@ -121,12 +132,8 @@ def require_no_leaks(table: pd.DataFrame) -> None:
         parted = used[used.groupby(columns)["split"].transform("nunique") > 1]
         if len(parted):
             example = parted.merge(parted[columns].head(1)).drop_duplicates("split").head(2)
-            named = [
-                f"{source}/{path} ({split})" for source, path, split in example[["source", "path", "split"]].values
-            ]
-            raise LabelError(
-                f"The splits leak: {len(parted)} pictures have {what} in another split, such as {' and '.join(named)}."
-            )
+            named = (example["source"] + "/" + example["path"] + " (" + example["split"] + ")").str.cat(sep=" and ")
+            raise LabelError(f"The splits leak: {len(parted)} pictures have {what} in another split, such as {named}.")
 
 
 def drop_bad_labels(table: pd.DataFrame) -> None:
@@ -134,14 +141,11 @@ def drop_bad_labels(table: pd.DataFrame) -> None:
 
     `table` has columns age, content_hash, and reason, which is null for pictures that are still in use.
     """
-    usable = table["reason"].isna()
-    table.loc[usable & ~table["age"].between(0, OLDEST), "reason"] = "impossible_age"
-    usable = table["reason"].isna()
-    ages = table[usable].groupby("content_hash")["age"].transform("nunique")
-    table.loc[ages.index[ages > 1], "reason"] = "conflicting_age"
-    usable = table["reason"].isna()
-    repeated = table[usable].duplicated("content_hash")
-    table.loc[repeated.index[repeated], "reason"] = "duplicate"
+    table.loc[table["reason"].isna() & ~table["age"].between(0, OLDEST), "reason"] = "impossible_age"
+    used = table[table["reason"].isna()]
+    conflicting = used.groupby("content_hash")["age"].transform("nunique") > 1
+    table.loc[used.index[conflicting], "reason"] = "conflicting_age"
+    table.loc[used.index[~conflicting & used.duplicated("content_hash")], "reason"] = "duplicate"
 
 
 def _group(table: pd.DataFrame) -> None:
@@ -185,10 +189,9 @@ def _near_duplicates(difference_hashes: "pd.Series[str]") -> Pairs:
 
 def _same_subjects(used: pd.DataFrame) -> Pairs:
     """Pairs of places: each picture of a subject, and the first one of that subject in that source."""
-    known = np.flatnonzero(used["subject"].notna().to_numpy())
-    subjects = used.iloc[known].groupby(["source", "subject"]).ngroup().to_numpy()
-    _, first, which = np.unique(subjects, return_index=True, return_inverse=True)
-    return np.stack([known, known[first[which]]], axis=1)
+    places = pd.Series(np.arange(len(used)), used.index)
+    first = places.groupby([used["source"], used["subject"]]).transform("first").dropna().astype(np.intp)
+    return np.stack([places[first.index], first], axis=1)
 
 
 def _components(pairs: Pairs, n: int) -> npt.NDArray[np.intp]:

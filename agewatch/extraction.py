@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from dataclasses import asdict
 from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyarrow as pa
 
 from agewatch.archive import decode_path
 from agewatch.errors import AgewatchError, ImageError
-from agewatch.faces import Face, YuNet, look
+from agewatch.faces import YuNet, look
 from agewatch.images import RGB, decode, quality
 from agewatch.labels import Labelled
 from agewatch.model import PREPROCESSING_REVISION
@@ -171,11 +172,10 @@ def _publish(aside: Path, folder: Path, shape: tuple[int, ...]) -> None:
 
 def _delete_old(kept: Path) -> None:
     """Delete the cache's other folders that are older than a day: each is gigabytes, and built again when needed."""
-    for pattern in ("chips-*", "building-*"):
-        for folder in kept.parent.glob(pattern):
-            with suppress(FileNotFoundError):  # another training deletes too
-                if folder != kept and time() - folder.stat().st_mtime > _DAY_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
+    for folder in (*kept.parent.glob("chips-*"), *kept.parent.glob("building-*")):
+        with suppress(FileNotFoundError):  # another training deletes too
+            if folder != kept and time() - folder.stat().st_mtime > _DAY_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 _detector: YuNet  # one a worker process, as the chips, which all workers write
@@ -202,19 +202,14 @@ def _extract(task: tuple[int, Labelled, Mode, float]) -> dict[str, object]:
         return record | {"reason": refusal.code}
     record |= {"width": seen.width, "height": seen.height}
     if seen.faces:
-        record |= _found_columns(seen.faces[0])
+        face = seen.faces[0]
+        record |= zip(("box_x", "box_y", "box_w", "box_h"), face.box, strict=True)
+        points = [value for point in face.landmarks or () for value in point]
+        record |= {"face_score": face.score, "landmarks": points}
     if not whole.chips:
         return record | {"reason": "no_face"}
     chip = _chips[index] = whole.chips[0]
-    measured = quality(chip)
-    record |= {name: getattr(measured, name) for name in ("brightness", "contrast", "sharpness")}
-    return record | {"difference_hash": _difference_hash(chip)}
-
-
-def _found_columns(face: Face) -> dict[str, object]:
-    box = dict(zip(("box_x", "box_y", "box_w", "box_h"), face.box, strict=True))
-    points = [value for point in face.landmarks or () for value in point]
-    return box | {"face_score": face.score, "landmarks": points}
+    return record | asdict(quality(chip)) | {"difference_hash": _difference_hash(chip)}
 
 
 def _difference_hash(chip: RGB) -> str:

@@ -98,16 +98,13 @@ def _read_folder(source: Path) -> Iterator[Labelled]:
         age = int(top) if _AGE_FOLDER.fullmatch(top) else named
         if age is None:
             continue
-        trusted = fields if named == age else None
-        sex = _SEXES.get(trusted["sex"]) if trusted else None
-        ethnicity = _ETHNICITIES.get(trusted["ethnicity"]) if trusted else None
-        yield Labelled(source, file, age, sex, ethnicity)
+        told = fields.groupdict("") if fields and named == age else {}
+        yield Labelled(source, file, age, _SEXES.get(told.get("sex", "")), _ETHNICITIES.get(told.get("ethnicity", "")))
 
 
 def _read_table(table: Path, root: Path) -> Iterator[Labelled]:
     rows = _csv_rows(table) if table.suffix.lower() == ".csv" else _parquet_rows(table)
-    for where, row in rows:
-        yield _labelled(root, row, f"{table}, {where}")
+    return (_labelled(root, row, f"{table}, {where}") for where, row in rows)
 
 
 def _csv_rows(table: Path) -> Iterator[tuple[str, Mapping[str, object]]]:

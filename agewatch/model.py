@@ -8,7 +8,6 @@ import dataclasses
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -196,13 +195,12 @@ class AgeModel:
     @classmethod
     def load(cls, path: Path) -> "AgeModel":
         """Open a `.mar` file, or the folder it was unpacked to. Raises ModelError where that is impossible."""
-        read = _reader(path)
-        return cls(Spec.from_json(read("model.json")), read("model.safetensors"))
+        return cls(Spec.from_json(_read(path, "model.json")), _read(path, "model.safetensors"))
 
 
 def read_reference(path: Path) -> bytes:
     """Return the Parquet bytes of the model's reference rows. Raises ModelError where the model has none."""
-    return _reader(path)("reference.parquet")
+    return _read(path, "reference.parquet")
 
 
 def read_splits(path: Path) -> bytes | None:
@@ -210,10 +208,9 @@ def read_splits(path: Path) -> bytes | None:
 
     Columns: key (uint64, the first 64 bits of the content hash) and split. Raises ModelError where there is no model.
     """
-    read = _reader(path)
-    read("model.json")
+    _read(path, "model.json")
     try:
-        return read("splits.parquet")
+        return _read(path, "splits.parquet")
     except ModelError:
         return None
 
@@ -258,18 +255,15 @@ def _preprocessing(content: dict[str, Any]) -> Preprocessing:
     return Preprocessing(**{**content, "mean": tuple(content["mean"]), "std": tuple(content["std"])})
 
 
-def _reader(path: Path) -> Callable[[str], bytes]:
-    def read(name: str) -> bytes:
-        try:
-            if path.is_dir():
-                return (path / name).read_bytes()
-            with zipfile.ZipFile(path) as archive:
-                return archive.read(name)
-        except FileNotFoundError as error:
-            raise ModelError(f"There is no model at {path}.") from error
-        except KeyError as error:
-            raise ModelError(f"{path} holds no {name}: it is no agewatch model.") from error
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ModelError(f"The model {path} can't be read: {error}.") from error
-
-    return read
+def _read(path: Path, name: str) -> bytes:
+    try:
+        if path.is_dir():
+            return (path / name).read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(name)
+    except FileNotFoundError as error:
+        raise ModelError(f"There is no model at {path}.") from error
+    except KeyError as error:
+        raise ModelError(f"{path} holds no {name}: it is no agewatch model.") from error
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ModelError(f"The model {path} can't be read: {error}.") from error

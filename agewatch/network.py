@@ -88,7 +88,6 @@ class AgeNetwork(nn.Module):
             missing, unexpected = network.load_state_dict(tensors, strict=False)
         except (SafetensorError, RuntimeError) as error:
             raise ModelError(f"The model's weights do not fit its architecture: {error}.") from error
-        missing = [name for name in missing if not name.endswith("num_batches_tracked")]
         if missing or unexpected:
             raise ModelError(f"The model's weights do not fit its architecture: {(missing + unexpected)[:3]}.")
         return network.eval()

@@ -37,9 +37,15 @@ def package(run_folder: Path, *, version: str, store: Path) -> Path:
         tables["splits.parquet"] = splits
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store, prefix=".packaging-") as folder:
-        stage = Path(folder)
-        _stage(model, tables, stage / "content")
-        made = _archive(stage, version)
+        content = Path(folder, "content")
+        code = content / "agewatch"
+        code.mkdir(parents=True)
+        for source in Path(__file__).parent.glob("*.py"):
+            shutil.copy(source, code)
+        model.save(content)
+        for name, table in tables.items():
+            (content / name).write_bytes(table)
+        made = _archive(Path(folder), version)
         if AgeModel.load(made).id != model.id:
             raise ModelError(f"The archive made from {run_folder} holds another model than the folder.")
         made.replace(target)
@@ -49,36 +55,26 @@ def package(run_folder: Path, *, version: str, store: Path) -> Path:
 def _renamed(reference: bytes, model_id: str) -> bytes:
     """The reference rows under the id that the model has once it is packaged."""
     rows = pq.read_table(io.BytesIO(reference))
-    place = rows.schema.get_field_index("model")
-    if place >= 0:
+    if (place := rows.schema.get_field_index("model")) >= 0:
         rows = rows.set_column(place, "model", pa.array([model_id] * len(rows), pa.string()))
     file = io.BytesIO()
     pq.write_table(rows, file)
     return file.getvalue()
 
 
-def _stage(model: AgeModel, tables: dict[str, bytes], content: Path) -> None:
-    code = content / "agewatch"
-    code.mkdir(parents=True)
-    model.save(content)
-    for name, table in tables.items():
-        (content / name).write_bytes(table)
-    for source in Path(__file__).parent.glob("*.py"):
-        shutil.copy(source, code)
-
-
 def _archive(stage: Path, version: str) -> Path:
-    handler = _handler_folder()
+    """Let torch-model-archiver pack what lies in the folder `content` of `stage`."""
+    found = find_spec("handler")  # its files are wanted, not its code
+    if found is None or not found.submodule_search_locations:
+        raise ModelError("The package 'handler' is not installed: install agewatch.")
+    handler = found.submodule_search_locations[0]
     (stage / "tmp").mkdir()  # the archiver empties TMPDIR/agewatch: it gets a TMPDIR of its own
-    command = [sys.executable, "-m", "model_archiver.model_packaging"]
-    command += ["--model-name", "agewatch", "--version", version, "--export-path", "."]
-    command += [
-        "--handler",
-        str(handler / "age_handler.py"),
-        "--config-file",
-        str(handler / "model-config.yaml"),
-    ]
-    command += ["--extra-files", "content"]  # the folder itself is flattened, agewatch/ in it stays a folder
+    command = [
+        sys.executable, "-m", "model_archiver.model_packaging",
+        "--model-name", "agewatch", "--version", version, "--export-path", ".",
+        "--handler", f"{handler}/age_handler.py", "--config-file", f"{handler}/model-config.yaml",
+        "--extra-files", "content",  # the folder itself is flattened, agewatch/ in it stays a folder
+    ]  # fmt: skip
     done = subprocess.run(
         command, cwd=stage, env={**os.environ, "TMPDIR": str(stage / "tmp")}, capture_output=True, text=True
     )
@@ -86,10 +82,3 @@ def _archive(stage: Path, version: str) -> Path:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ModelError(f"torch-model-archiver failed: {reason}")
     return stage / "agewatch.mar"
-
-
-def _handler_folder() -> Path:
-    found = find_spec("handler")  # its files are wanted, not its code
-    if found is None or not found.submodule_search_locations:
-        raise ModelError("The package 'handler' is not installed: install agewatch.")
-    return Path(found.submodule_search_locations[0])

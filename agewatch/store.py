@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
-import re
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,15 +41,8 @@ class Entry:
 def entries(store: Path) -> list[Entry]:
     """List the models of a store, oldest version first. Raises ModelError where one of them is damaged."""
     pointer = read_pointer(store)
-    return [
-        Entry(
-            file,
-            AgeModel.load(file).id,
-            file.stat().st_size,
-            pointer is not None and pointer.file == file.name,
-        )
-        for file in _files(store)
-    ]
+    current = pointer.file if pointer else None
+    return [Entry(file, AgeModel.load(file).id, file.stat().st_size, file.name == current) for file in _files(store)]
 
 
 def next_version(store: Path) -> str:
@@ -142,13 +135,8 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 def _parse(content: Any) -> Pointer:
     previous = content["previous"]
-    return Pointer(
-        file=str(content["file"]),
-        model=str(content["model"]),
-        sha256=str(content["sha256"]),
-        promoted_at=str(content["promoted_at"]),
-        previous=None if previous is None else _parse(previous),
-    )
+    texts = {name: str(content[name]) for name in ("file", "model", "sha256", "promoted_at")}
+    return Pointer(**texts, previous=None if previous is None else _parse(previous))
 
 
 def _checked(store: Path, pointer: Pointer) -> Path:
@@ -171,15 +159,17 @@ def _starter() -> Path:
 
 
 def _files(store: Path) -> list[Path]:
-    def age(file: Path) -> tuple[bool, int, str]:
-        version = _version(file)
-        return (not version.isdecimal(), int(version) if version.isdecimal() else 0, version)
+    """The models of a store: versions that are numbers by their number, then the others by name."""
 
-    return sorted(store.glob("agewatch-*.mar"), key=age)
+    def order(file: Path) -> tuple[float, str]:
+        version = _version(file)
+        return (int(version) if version.isdecimal() else math.inf, version)
+
+    return sorted(store.glob("agewatch-*.mar"), key=order)
 
 
 def _version(file: Path) -> str:
-    return re.sub(r"^agewatch-(.*)\.mar$", r"\1", file.name)
+    return file.stem.removeprefix("agewatch-")
 
 
 def _sha256(file: Path) -> str:

@@ -35,9 +35,9 @@ def retrain(
     from (by default the store's current model), `recipe` a TOML file; a model's architecture wins over the recipe's.
     `version` is by default the store's next whole number. Raises UsageError, LabelError or ModelError.
     """
-    settings = Settings()
+    settings, labelled = Settings(), [Path(source) for source in sources]
     trained = train_candidates(
-        [Path(source) for source in sources],
+        labelled,
         start=store.resolve(Path(start) if start else None, settings.model_store),
         config=TrainConfig.from_toml(Path(recipe)) if recipe else TrainConfig(),
         # A retried run has its id again, so it continues after its last whole epoch.
@@ -46,10 +46,9 @@ def retrain(
     )
     file = package_model(trained.model_folder, version, settings.model_store)
     model = AgeModel.load(file).id
-    decision = judge(file, [Path(source) for source in sources], settings)
-    create_markdown_artifact(
-        _markdown(model, trained, decision), key="retrain-comparison", description=f"Model {model}"
-    )
+    decision = judge(file, labelled, settings)
+    report = _markdown(model, trained, decision)
+    create_markdown_artifact(report, key="retrain-comparison", description=f"Model {model}")
     served = next(row for row in trained.tables[train.ALL] if row.name == trained.chosen)
     return Completed(
         message=f"{model} is in the store as {file.name}, not promoted: mean error {served.mae:.2f} years on"

@@ -127,14 +127,14 @@ def test_the_ensemble_stacks_networks_and_regressions(cache: Path) -> None:
     table = pd.DataFrame({"age": random.integers(0, 90, 60), "split": ["train"] * 40 + ["validation"] * 20})
     faces = Faces(table, chips)
 
-    def predicted(model: AgeModel, split: str) -> np.ndarray:
+    def predicted(model: AgeModel) -> np.ndarray:
         engine = open_engine(model, cache=cache, engine="openvino", precision="f32")
-        return model.estimate(engine(faces.chips[faces.rows(split)])).age
+        return model.estimate(engine(faces.chips[faces.rows("validation")])).age
 
     model, mae = ensemble_model(SPEC, [network(1), network(2)], faces, predicted)
     assert sum(part.weight for part in model.spec.members) == pytest.approx(1)
     assert mae > 0
-    assert len(predicted(model, "validation")) == 20
+    assert len(predicted(model)) == 20
 
 
 def test_a_mirrored_network_gives_a_face_and_its_mirror_image_one_age(cache: Path) -> None:

@@ -1,6 +1,10 @@
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from agewatch.errors import UsageError
 from agewatch.recipe import TrainConfig
@@ -14,27 +18,32 @@ def read(tmp_path: Path, content: str) -> TrainConfig:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("epochs = 0", "epochs = 0 is below 1"),
-        ("epochs = 2.0", "epochs = 2.0 is no int"),
-        ("epochs = true", "epochs = True is no int"),
-        ("members = 0", "below 1"),
-        ("batch_size = -1", "below 1"),
-        ("image_size = 0", "below 1"),
-        ("patience = 0", "below 1"),
-        ("small_size = 31", "below 32"),
-        ("small_size = '64'", r"small_size = '64' is no int \| None"),
-        ("learning_rate = 0", "not above 0"),
-        ("learning_rate = 'fast'", "'fast' is no float"),
-        ("layer_decay = -0.5", "not above 0"),
-        ("weight_decay = nan", "nan is no float"),
-        ("seed = -1", "below 0"),
-        ("pretrained = 1", "1 is no bool"),
-        ("backbone = 5", "5 is no str"),
-        ("kwargs = 'same'", "is no dict"),
-        ("mean = 0.5", "is no tuple"),
-        ("mean = [0.5, 0.5]", "is no tuple"),
-        ("std = [0.5, 0.5, 0.0]", "not above 0"),
-        ("epoch = 3", "epoch"),
+        ("epochs = 0", "epochs = 0: Input should be greater than or equal to 1"),
+        ("epochs = 2.0", "epochs = 2.0: .* valid integer"),
+        ("epochs = true", "epochs = True: .* valid integer"),
+        ("members = 0", "members = 0: .* equal to 1"),
+        ("batch_size = -1", "batch_size = -1: .* equal to 1"),
+        ("image_size = 0", "image_size = 0: .* equal to 1"),
+        ("patience = 0", "patience = 0: .* equal to 1"),
+        ("small_size = 31", "small_size = 31: .* equal to 32"),
+        ("small_size = '64'", "small_size = '64': .* valid integer"),
+        ("learning_rate = 0", "learning_rate = 0: .* greater than 0"),
+        ("learning_rate = 'fast'", "'fast': .* valid number"),
+        ("learning_rate = true", "True: .* valid number"),
+        ("layer_decay = -0.5", "greater than 0"),
+        ("label_sigma = 0.0", "greater than 0"),
+        ("weight_decay = nan", "nan: .* finite number"),
+        ("ema_decay = -0.1", "equal to 0"),
+        ("source_power = inf", "inf: .* finite number"),
+        ("seed = -1", "equal to 0"),
+        ("pretrained = 1", "pretrained = 1: .* valid boolean"),
+        ("backbone = 5", "backbone = 5: .* valid string"),
+        ("serve = 5", "valid string"),
+        ("kwargs = 'same'", "valid dictionary"),
+        ("mean = 0.5", "valid tuple"),
+        ("mean = [0.5, 0.5]", "mean.2 = .* required"),
+        ("std = [0.5, 0.5, 0.0]", "std.2 = 0.0: .* greater than 0"),
+        ("epoch = 3", "epoch = 3: Unexpected"),
         ("epochs =", "can't be used"),
     ],
 )
@@ -48,6 +57,13 @@ def test_a_recipe_that_is_no_text_or_not_there_is_wrong_usage(tmp_path: Path) ->
     for name in ("latin.toml", "none.toml"):
         with pytest.raises(UsageError, match=f"{name} can't be used"):
             TrainConfig.from_toml(tmp_path / name)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"small_size": 31}, {"std": (1.0, 1.0, 0.0)}, {"seed": 1.5}])
+def test_a_recipe_made_in_code_is_checked_too(wrong: dict[str, Any]) -> None:
+    for make in (TrainConfig, partial(replace, TrainConfig())):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            make(**wrong)
 
 
 def test_what_is_possible_is_taken(tmp_path: Path) -> None:

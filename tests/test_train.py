@@ -1,6 +1,10 @@
 import csv
 import io
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -170,9 +174,17 @@ def test_too_few_faces_are_said(tmp_path: Path) -> None:
         run_of(tmp_path / "few", tmp_path / "run", SMALL)
 
 
-def test_a_recipe_with_unknown_names_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_text("epoch = 3\n")
-    with pytest.raises(UsageError, match="epoch"):
-        TrainConfig.from_toml(tmp_path / "r.toml")
-    (tmp_path / "r.toml").write_text("epochs = 3\nmean = [0.1, 0.2, 0.3]\n")
-    assert TrainConfig.from_toml(tmp_path / "r.toml") == TrainConfig(epochs=3, mean=(0.1, 0.2, 0.3))
+@pytest.mark.parametrize(("backbone", "reason"), [("test_efficientnet", "on the Hub"), ("efficientnet_b6", "exist")])
+def test_weights_that_timm_can_not_get_are_said(data: Path, tmp_path: Path, backbone: str, reason: str) -> None:
+    """One that it would have to download without a network, and one of which nobody has published any."""
+    (tmp_path / "recipe.toml").write_text(f"backbone = '{backbone}'\npretrained = true\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "agewatch", "train", str(data), "--recipe", "recipe.toml"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(rf"agewatch: timm can't get the weights of {backbone} here: .*{reason}.*\n", done.stderr)
+    assert not (tmp_path / ".agewatch").exists()
