@@ -72,10 +72,13 @@ class _Worker:
         self._start()
 
     def pid(self) -> int:
-        """Wait until the model is open; return the process's number.
+        """Wait until the model is open; return the process's number. A process that is killed meanwhile is replaced.
 
-        Raises ModelError where the model can't be opened, AgewatchError where the process does not live so long.
+        Raises ModelError where the model can't be opened, AgewatchError where no process lives so long.
         """
+        with suppress(BrokenProcessPool):
+            return self._opened.result()
+        self.restart()
         try:
             return self._opened.result()
         except BrokenProcessPool as error:

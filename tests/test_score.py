@@ -2,7 +2,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -75,6 +77,7 @@ def test_a_second_run_scores_nothing_and_loads_no_network(
     code = """
 import sys, json
 from pathlib import Path
+from threading import Thread
 from agewatch.score import score_archive
 root, model, table, cache = map(Path, sys.argv[1:])
 summary = score_archive(root, model_path=model, table=table, cache=cache)
@@ -93,6 +96,7 @@ def test_a_second_run_opens_no_picture(tmp_path: Path, model_folder: Path, cache
     code = """
 import json, os, sys
 from pathlib import Path
+from threading import Thread
 from agewatch.score import score_archive
 root, model, table, cache = map(Path, sys.argv[1:])
 opened = []
@@ -241,6 +245,24 @@ def test_workers_that_are_killed_lose_nothing(run: Any, tmp_path: Path) -> None:
     assert all(len(of_file) == 1 for of_file in rows(tmp_path).values())
 
 
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(run: Any, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill_first() -> None:
+        while not killed:
+            for child in psutil.Process().children():
+                with suppress(psutil.NoSuchProcess):
+                    if not killed and any("spawn_main" in word for word in child.cmdline()):
+                        child.kill()
+                        killed.append(child.pid)
+
+    thread = Thread(target=kill_first, daemon=True)
+    thread.start()
+    summary = run(root=many(tmp_path / "many", 20), mode="crop")
+    thread.join()
+    assert (summary.found, summary.faces, summary.refused) == (20, 20, {})
+
+
 BREAKS = """
 import os, signal, time
 import PIL.Image
@@ -255,6 +277,7 @@ PIL.Image.open = breaks
 SCRIPT = """
 import json, sys
 from pathlib import Path
+from threading import Thread
 from agewatch import pool, score
 if __name__ == "__main__":
     pool.SHARD_SECONDS, pool.FILE_SECONDS = 8, 4
