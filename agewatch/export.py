@@ -39,6 +39,9 @@ def export(
     where = _latest(folder, [archive] if archive else names, model)
     if statuses:
         where = where & pc.field("status").isin(list(statuses))
+    out = out.resolve()  # a link stays, its target is written
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise UsageError(f"{out} is a device, pipe or socket, which an export would replace: name a file.")
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

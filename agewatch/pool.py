@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from time import monotonic
 
 from agewatch.archive import FileRef
@@ -192,6 +192,9 @@ _scorer: Scorer | None = None  # of this worker process
 def _open(job: Job) -> int:
     global _scorer
     end_with_parent(signal.SIGKILL)
+    parent = parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)  # it was killed before the line above, and no signal will come
     _scorer = Scorer(job)
     # libtiff and others write a line for every damaged file; the rows say it better.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

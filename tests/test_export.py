@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,16 @@ def test_an_out_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         with pytest.raises(TableError, match=f"{out} can't be written: [A-Z]"):
             write(tmp_path / "table", tmp_path / out, format="csv", model="m-1@0")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder", "table"]
+
+
+def test_a_pipe_is_refused_and_a_link_is_followed(tmp_path: Path) -> None:
+    writer(tmp_path, tmp_path).write([row("a.jpg")])
+    pipe, link, target = (tmp_path / name for name in ("pipe", "link.csv", "target.csv"))
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    with pytest.raises(UsageError, match="pipe"):
+        write(tmp_path / "table", pipe, format="csv", model=None)
+    assert pipe.is_fifo()
+    assert write(tmp_path / "table", link, format="csv", model=None) == 1
+    assert link.is_symlink()
+    assert "a.jpg" in target.read_text()
