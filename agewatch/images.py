@@ -14,6 +14,7 @@ import pillow_heif
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from agewatch import endings
 from agewatch.errors import ImageError
 
 RGB = npt.NDArray[np.uint8]
@@ -31,6 +32,7 @@ _SIGNATURES = (
     b"\xff\xd8", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"BM",
 )  # fmt: skip
 _DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL, _EXIF_IFD = 0x9003, 0x9011, 0x8769
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -87,6 +89,8 @@ def decode(data: bytes, *, min_side: int | None = None) -> Picture:
         try:
             with Image.open(BytesIO(data), formats=FORMATS) as image:
                 _refuse_bombs(image.size)
+                _refuse_unusual(image)
+                endings.check(image, data)
                 captured_at = _captured_at(image)
                 orientation = _orientation(image)
                 width, height = image.size if orientation not in _ON_ITS_SIDE else image.size[::-1]
@@ -99,7 +103,7 @@ def decode(data: bytes, *, min_side: int | None = None) -> Picture:
         except MemoryError as error:
             raise ImageError("too_large", "The picture does not fit into memory.") from error
         except Exception as error:  # decoders answer damaged bytes with any exception there is
-            raise _damaged(error) from error
+            raise _damaged(error, data) from error
 
 
 def quality(chip: RGB) -> Quality:
@@ -123,6 +127,13 @@ def _refuse_bombs(size: tuple[int, int]) -> None:
         )
 
 
+def _refuse_unusual(image: Image.Image) -> None:
+    """Refuse a TIFF that Pillow decodes wrongly: more than 8 bits in separate planes (PlanarConfiguration 2)."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANAR_CONFIGURATION) == 2 and max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8 and len(image.getbands()) > 1:
+        raise ImageError("unsupported", "TIFF of more than 8 bits in separate planes is not read.")
+
+
 def _turbo(image: Image.Image, data: bytes, orientation: int, min_side: int | None) -> RGB | None:
     """A JPEG, decoded without Pillow's copies and where allowed at a fraction; None where it is left to Pillow.
 
@@ -139,7 +150,7 @@ def _turbo(image: Image.Image, data: bytes, orientation: int, min_side: int | No
         pixels: RGB = simplejpeg.decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "RGB", **least)
     except ValueError as error:
         if "premature end" in str(error).lower():
-            raise ImageError("truncated", "The picture's data end early.") from error
+            raise endings.truncated() from error
         return None  # damaged, or only unusual: Pillow decides
     if image.mode != "RGB":
         return None
@@ -217,11 +228,11 @@ def _captured_at(image: Image.Image) -> datetime | None:
 
 
 def _unidentified(data: bytes) -> ImageError:
-    if data.startswith(b"\xff\xd8") and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        return ImageError("truncated", "The picture's data end early.")
     is_riff_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     is_heif = data[4:8] == b"ftyp"
     if data.startswith(_SIGNATURES) or is_riff_webp or is_heif:
+        if endings.is_cut(data):
+            return endings.truncated()
         return ImageError(
             "unreadable",
             "The file begins like a picture, but can't be opened: it is damaged or of an unusual kind.",
@@ -229,8 +240,9 @@ def _unidentified(data: bytes) -> ImageError:
     return ImageError("unsupported", "The content is none of the picture formats that agewatch reads.")
 
 
-def _damaged(error: Exception) -> ImageError:
+def _damaged(error: Exception, data: bytes) -> ImageError:
     text = str(error).lower()
-    if isinstance(error, EOFError) or any(word in text for word in ("truncated", "end of", "not enough data")):
-        return ImageError("truncated", "The picture's data end early.")
+    says_so = isinstance(error, EOFError) or any(word in text for word in ("truncated", "end of", "not enough data"))
+    if says_so or endings.is_cut(data):
+        return endings.truncated()
     return ImageError("unreadable", f"The picture can't be decoded ({type(error).__name__}).")

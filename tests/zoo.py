@@ -134,6 +134,8 @@ def _others() -> dict[str, Odd]:
         "plain.bmp": Odd(encoded(quadrants(), "BMP")),
         "palette.bmp": Odd(encoded(quadrants().quantize(8), "BMP")),
         "plain.heic": Odd(encoded(quadrants(4), "HEIF", quality=95)),
+        "padded-exif.heic": Odd(encoded(quadrants(4), "HEIF", quality=95, exif=exif(1).tobytes() + bytes(4000))),
+        "flat.webp": Odd(encoded(Image.new("RGB", (3000, 2000), "white"), "WEBP", quality=1), colours=(WHITE,) * 4),
         "turned.heic": Odd(encoded(turned(quadrants(4), 6), "HEIF", quality=95, exif=exif(6).tobytes())),
         "plain.avif": Odd(encoded(quadrants(4), "AVIF", quality=95)),
         "turned.avif": Odd(encoded(turned(quadrants(4), 3), "AVIF", quality=95, exif=exif(3).tobytes())),
@@ -167,7 +169,7 @@ def _refused() -> dict[str, Odd]:
         "zeros.jpg": Odd(bytes(5000), "unsupported"),
         "signature-only.jpg": Odd(b"\xff\xd8\xff", "truncated"),
         "signature-only.png": Odd(b"\x89PNG\r\n\x1a\n", "unreadable"),
-        "film.heic": Odd(b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(100), "unreadable"),
+        "film.heic": Odd(b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + b"film" * 25, "unreadable"),
         "bomb.png": Odd(_png_header(100_000, 100_000), "too_large"),
         "bomb.bmp": Odd(_bmp_header(60_000, 60_000), "too_large"),
         "nearly-whole.jpg": Odd(encoded(noise, "JPEG")[:-20], "truncated"),
@@ -177,8 +179,18 @@ def _refused() -> dict[str, Odd]:
     }
     for form in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "HEIF", "AVIF"):
         whole = encoded(noise, form)
-        status = "unreadable" if form in ("WEBP", "AVIF") else "truncated"  # these decoders do not say why
-        files[f"half-of-{form.lower()}"] = Odd(whole[: len(whole) // 2], status)
+        files[f"half-of-{form.lower()}"] = Odd(whole[: len(whole) // 2], "truncated")
+    packed: dict[str, dict[str, Any]] = {
+        "JPEG": {}, "PNG": {}, "GIF": {}, "WEBP": {}, "HEIF": {}, "AVIF": {}, "TIFF": {"compression": "tiff_lzw"},
+    }  # fmt: skip
+    for form, options in packed.items():
+        whole = encoded(noise, form, **options)
+        files[f"zeros-end-{form.lower()}"] = Odd(whole[: len(whole) // 2] + bytes(len(whole) // 2), "truncated")
+    lossless = encoded(noise, "WEBP", lossless=True)
+    files["zeros-end-lossless-webp"] = Odd(lossless[:-5000] + bytes(5000), "truncated")
+    files["half-of-lzw.tiff"] = Odd(encoded(noise, "TIFF", compression="tiff_lzw")[:20_000], "truncated")
+    files["flipped.png"] = Odd(_flipped(encoded(noise)), "unreadable")
+    files["planes.tiff"] = Odd(_planes_of_sixteen_bits(), "unsupported")
     return files
 
 
@@ -207,6 +219,28 @@ def _interlaced_png() -> bytes:
     header = struct.pack(">IIBBBBB", *SIZE, 8, 2, 0, 0, 1)
     content = _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines)) + _chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + content
+
+
+def _flipped(data: bytes) -> bytes:
+    damaged = bytearray(data)
+    damaged[len(data) // 2] ^= 0x10
+    return bytes(damaged)
+
+
+def _planes_of_sixteen_bits() -> bytes:
+    """A TIFF that is PlanarConfiguration 2, of 3 x 16 bits (TIFF 6.0): its only strip a plane."""
+    width, height = SIZE
+    plane = bytes(2 * width * height)
+    after = 8 + 2 + 12 * 9 + 4
+    bits, starts, counts = after, after + 6, after + 18
+    tags = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, bits), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, starts),
+        (277, 3, 1, 3), (279, 4, 3, counts), (284, 3, 1, 2),
+    ]  # fmt: skip
+    data = after + 30
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    places = struct.pack("<3H3I3I", 16, 16, 16, *(data + index * len(plane) for index in range(3)), *[len(plane)] * 3)
+    return b"II*\0" + struct.pack("<I", 8) + directory + places + plane * 3
 
 
 def _bad_comment(png: bytes) -> bytes:

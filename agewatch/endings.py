@@ -1,0 +1,125 @@
+"""Whether a picture's file ends where it should: half copied files that decoders take for whole ones."""
+
+import zlib
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Literal
+
+from PIL import Image
+
+from agewatch.errors import ImageError
+
+ZEROS = 64
+"""More zero bytes where compressed data should end: that part of the file was never written."""
+_CHECKED_CHUNKS = (b"IHDR", b"PLTE", b"IDAT")
+_OFFSETS_AND_COUNTS = ((273, 279), (324, 325))  # TIFF 6.0: of strips, of tiles
+
+
+def check(image: Image.Image, data: bytes) -> None:
+    """Look for a missing end where decoders overlook it: no end marker, or checksums that they ignore.
+
+    Raises ImageError with code `truncated`, or `unreadable` where a PNG's checksum is wrong.
+    """
+    zeros = allowed = 0
+    if image.format == "PNG":
+        _check_png(data)
+    elif image.format == "WEBP":
+        kind, frame = _webp_frame(memoryview(data))
+        zeros = _zeros_at_end(frame)
+        # What is flat costs next to nothing, and its bytes may be zeros: in flat pictures and ramps by libwebp 1.5
+        # at most 1/9800 byte a pixel in VP8, 1/178 in VP8L.
+        allowed = image.width * image.height // (64 if kind == b"VP8L" else 2560)
+    elif image.format in ("HEIF", "AVIF"):
+        zeros = max((_zeros_at_end(content) for kind, content, _ in _boxes(data) if kind == b"mdat"), default=0)
+        # These may be padded, and stand at the end.
+        allowed = max(_zeros_at_end(image.info.get(name) or b"") for name in ("exif", "xmp"))
+    if zeros > max(ZEROS, allowed):
+        raise truncated()
+
+
+def is_cut(data: bytes) -> bool:
+    """Tell whether a picture that can't be decoded lacks its end, by what its container says."""
+    if _zeros_at_end(data) > ZEROS:
+        return True
+    if data.startswith(b"\xff\xd8"):
+        return not data.rstrip(b"\0").endswith(b"\xff\xd9")
+    if data.startswith(b"RIFF"):
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if data.startswith(b"BM"):
+        return len(data) < int.from_bytes(data[2:6], "little")
+    if data[4:8] == b"ftyp":
+        return any(kind in (b"ftyp", b"meta", b"mdat") and not complete for kind, _, complete in _boxes(data))
+    return data.startswith((b"II", b"MM")) and _is_tiff_cut(data)
+
+
+def truncated() -> ImageError:
+    """Make the error for a picture without its end."""
+    return ImageError("truncated", "The picture's data end early.")
+
+
+def _check_png(data: bytes) -> None:
+    """Compare the checksums of the chunks that matter, up to the end marker (PNG specification, section 5)."""
+    place = 8
+    while place + 12 <= len(data):
+        kind = data[place + 4 : place + 8]
+        if kind == b"IEND":
+            return
+        end = place + 8 + int.from_bytes(data[place : place + 4])
+        checksum = int.from_bytes(data[end : end + 4])
+        if kind in _CHECKED_CHUNKS and zlib.crc32(memoryview(data)[place + 4 : end]) != checksum:
+            if end + 4 > len(data) or is_cut(data):
+                break
+            raise ImageError("unreadable", "The picture is damaged: a checksum in it is wrong.")
+        place = end + 4
+    raise truncated()
+
+
+def _webp_frame(data: memoryview, start: int = 12) -> tuple[bytes, memoryview]:
+    """The kind, `VP8 ` or `VP8L`, and the coded bytes of a WebP's first frame (RFC 9649)."""
+    while start + 8 <= len(data):
+        kind = bytes(data[start : start + 4])
+        length = int.from_bytes(data[start + 4 : start + 8], "little")
+        content = data[start + 8 : start + 8 + length]
+        if kind == b"ANMF":
+            return _webp_frame(content, 16)
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind, content
+        start += 8 + length + length % 2
+    raise truncated()
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
+    """Yield kind, content and completeness of a HEIF or AVIF file's outermost boxes (ISO/IEC 14496-12, 4.2)."""
+    place = 0
+    while place + 8 <= len(data):
+        length, header = int.from_bytes(data[place : place + 4]), 8
+        if length == 1:
+            length, header = int.from_bytes(data[place + 8 : place + 16]), 16
+        end = len(data) if length == 0 else place + max(length, header)
+        yield data[place + 4 : place + 8], memoryview(data)[place + header : end], end <= len(data)
+        place = end
+
+
+def _is_tiff_cut(data: bytes) -> bool:
+    """Tell whether a TIFF's directory, a strip or a tile lies beyond the end of the file (TIFF 6.0, section 2)."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    directory = int.from_bytes(data[4:8], order)
+    entries = int.from_bytes(data[directory : directory + 2], order)
+    if int.from_bytes(data[2:4], order) == 42 and directory + 2 + 12 * entries > len(data):
+        return True
+    try:
+        with Image.open(BytesIO(data), formats=["TIFF"]) as image:
+            tags = dict(image.tag_v2)  # type: ignore[attr-defined]
+            ends = [
+                start + count
+                for starts, counts in _OFFSETS_AND_COUNTS
+                for start, count in zip(tags.get(starts, ()), tags.get(counts, ()), strict=False)
+            ]
+    except Exception:  # damaged tags raise anything; that it can't be decoded is known already
+        return False
+    return max(ends, default=0) > len(data)
+
+
+def _zeros_at_end(data: bytes | memoryview) -> int:
+    """Count the zero bytes that end the data."""
+    return len(data) - len(bytes(data).rstrip(b"\0")) if len(data) and not data[-1] else 0
