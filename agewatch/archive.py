@@ -1,8 +1,10 @@
 """Folder -> sorted file references -> shards, and what is new since last time."""
 
 import builtins
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ PICTURE_SUFFIXES = frozenset(
 MAX_BYTES = 2**31
 """Larger files are refused unread; the most pixels that are decoded have 1.4 GB at 16 bits and four channels."""
 _LITTER_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-_LITTER_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
+_LITTER_FOLDERS = frozenset({"@eaDir", "__MACOSX", "_delta_log", ".agewatch"})  # the last two are our own
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,19 @@ class FileRef:
         if (self.bytes or 0) > MAX_BYTES:
             raise ImageError("too_large", f"The file has {self.bytes:,} bytes; the limit is {MAX_BYTES:,}.")
         try:
-            with open(os.path.join(os.fsencode(root), decode_path(self.path)), "rb") as file:
+            # What was listed may be a pipe or a link by now: neither wait nor follow.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_NOFOLLOW if self.mtime_ns else 0)
+            with open(os.open(os.path.join(os.fsencode(root), decode_path(self.path)), flags), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ImageError("unreadable", "The file can't be read: it is a folder, a pipe or a device.")
                 return file.read()
         except FileNotFoundError as error:
             raise ImageError("vanished", "The file disappeared before it could be read.") from error
         except PermissionError as error:
             raise ImageError("denied", "The file may not be read by this user.") from error
         except OSError as error:
-            raise ImageError("unreadable", f"The file can't be read: {error.strerror}.") from error
+            reason = "it is a symbolic link now" if error.errno == errno.ELOOP else error.strerror
+            raise ImageError("unreadable", f"The file can't be read: {reason}.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +97,13 @@ def find(root: Path) -> Listing:
                 ignored += 1
             else:
                 try:
-                    stat = entry.stat(follow_symlinks=False)
+                    found = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
                 except OSError:
                     files.append(FileRef(encode_path(entry.path[skipped:]), None, None))
                 else:
-                    files.append(FileRef(encode_path(entry.path[skipped:]), stat.st_size, stat.st_mtime_ns))
+                    files.append(FileRef(encode_path(entry.path[skipped:]), found.st_size, found.st_mtime_ns))
     return Listing(sorted(files, key=lambda file: file.path), ignored, sorted(unlisted))
 
 

@@ -70,6 +70,28 @@ def test_reading_what_is_gone_or_forbidden_says_so(tmp_path: Path) -> None:
     assert folder.value.code == "unreadable"
 
 
+def test_a_listed_file_that_became_a_pipe_or_a_link_is_neither_waited_for_nor_followed(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    pipe, link = find(tmp_path).files
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "elsewhere").write_bytes(b"x")
+    (tmp_path / "b.jpg").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ImageError, match="a pipe"):
+        pipe.read(tmp_path)
+    with pytest.raises(ImageError, match="a symbolic link now"):
+        link.read(tmp_path)
+    assert FileRef("b.jpg", None, None).read(tmp_path) == b"x"  # named by its user, not listed
+
+
+def test_the_log_of_a_table_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "predictions" / "_delta_log").mkdir(parents=True)
+    (tmp_path / "predictions" / "_delta_log" / "_last_checkpoint").write_text("{}")
+    assert find(tmp_path).files == []
+
+
 def test_a_missing_folder_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no folder"):
         find(tmp_path / "missing")
