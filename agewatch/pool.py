@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from ctypes import c_double
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -25,10 +26,8 @@ from agewatch.errors import AgewatchError, ImageError
 from agewatch.model import AgeModel
 from agewatch.rows import Job, Scored, Scorer
 
-SHARD_SECONDS = 600.0
-"""A shard that takes longer holds a file that hangs its decoder."""
 FILE_SECONDS = 60.0
-"""A file that takes longer on its own is given up."""
+"""A file that takes longer hangs its reader or decoder: the worker is killed."""
 _LONE_TRIES = 2  # a worker may also be killed by somebody else
 _POLL_SECONDS = 1.0
 
@@ -40,7 +39,6 @@ class _Task:
     worker: "_Worker"
     files: Shard
     tries: int
-    deadline: float
     hung: bool = False
 
 
@@ -52,7 +50,9 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        self._executor = ProcessPoolExecutor(1, get_context("spawn"))
+        context = get_context("spawn")
+        self._file_started = context.RawValue("d")  # by the monotonic clock, which all processes share
+        self._executor = ProcessPoolExecutor(1, context, _share, (self._file_started,))
         with _uninterrupted():
             self._opened = self._executor.submit(_open, self._job)
 
@@ -60,11 +60,18 @@ class _Worker:
         """Start on a shard, in a new process where this one died meanwhile. Raises what `pid` raises."""
         self.pid()
         try:
+            self._file_started.value = monotonic()
             return self._executor.submit(_work, files)
         except BrokenProcessPool:
             self.restart()
             self.pid()
+            self._file_started.value = monotonic()
             return self._executor.submit(_work, files)
+
+    def hangs(self) -> bool:
+        """Tell whether the file that is worked on has taken too long."""
+        started: float = self._file_started.value
+        return monotonic() - started > FILE_SECONDS
 
     def restart(self) -> None:
         """Replace a process that died."""
@@ -113,10 +120,8 @@ def score_shards(job: Job, shards: Iterable[Shard], workers: int) -> Iterator[Sc
                 return
             yield from _collect(job, idle, under_way, again)
     except KeyboardInterrupt:
-        wait(under_way)
-        for future in under_way:
-            with suppress(BrokenProcessPool):
-                yield future.result()
+        while under_way:
+            yield from _collect(job, idle, under_way, again)
         raise
     finally:
         for task in under_way.values():
@@ -141,9 +146,7 @@ def _hand_out(
         if files is None:
             return
         worker = idle.pop()
-        seconds = SHARD_SECONDS if len(files) > 1 else FILE_SECONDS
-        future = worker.submit(files)
-        under_way[future] = _Task(worker, files, tries + 1, monotonic() + seconds)
+        under_way[worker.submit(files)] = _Task(worker, files, tries + 1)
 
 
 def _collect(
@@ -168,7 +171,7 @@ def _collect(
             idle.append(task.worker)
             yield scored
     for task in under_way.values():
-        if monotonic() > task.deadline and not task.hung:
+        if task.worker.hangs() and not task.hung:
             task.hung = True
             task.worker.kill()
 
@@ -187,6 +190,7 @@ def _given_up(job: Job, file: FileRef, hung: bool) -> dict[str, object]:
 
 
 _scorer: Scorer | None = None  # of this worker process
+_file_started: c_double
 
 
 def _open(job: Job) -> int:
@@ -203,7 +207,16 @@ def _open(job: Job) -> int:
 
 def _work(files: Shard) -> Scored:
     assert _scorer is not None
-    return _scorer.score(files)
+    return _scorer.score(files, _note_start)
+
+
+def _share(file_started: c_double) -> None:
+    global _file_started
+    _file_started = file_started
+
+
+def _note_start() -> None:
+    _file_started.value = monotonic()
 
 
 def end_with_parent(number: signal.Signals) -> None:

@@ -1,6 +1,6 @@
 """A shard of files -> rows of the predictions table: what a worker process does."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -96,14 +96,18 @@ class Scorer:
         self._known: npt.NDArray[np.uint64] = np.load(job.known, mmap_mode="r") if job.known else np.empty(0, np.uint64)
         self._done: dict[str, Rows] = {}  # of this worker, by content hash: archives repeat themselves
 
-    def score(self, files: Sequence[FileRef]) -> Scored:
-        """Score a shard: one row a face, one row for any other file; equal content runs through the network once."""
+    def score(self, files: Sequence[FileRef], starts: Callable[[], None] = lambda: None) -> Scored:
+        """Score a shard: one row a face, one row for any other file; equal content runs through the network once.
+
+        `starts` is called before each file.
+        """
         rows: Rows = []
         same: list[tuple[FileRef, str]] = []
         repeated: list[dict[str, Any]] = []
         waiting: list[tuple[dict[str, Any], RGB]] = []
         spec = self._model.spec
         for file in files:
+            starts()
             row = self._row(file)
             try:
                 data = file.read(self._job.root)

@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -280,20 +282,14 @@ from pathlib import Path
 from threading import Thread
 from agewatch import pool, score
 if __name__ == "__main__":
-    pool.SHARD_SECONDS, pool.FILE_SECONDS = 8, 4
+    pool.FILE_SECONDS = 4
     root, model, table, cache = map(Path, sys.argv[1:])
     summary = score.score_archive(root, model_path=model, table=table, cache=cache, mode="crop", workers=2)
     print(json.dumps([summary.refused, summary.faces]))
 """
 
 
-@pytest.mark.parametrize(
-    ("does", "told"),
-    [("os.kill(os.getpid(), signal.SIGSEGV)", "crashed"), ("time.sleep(1000)", "took more than 4 seconds")],
-)
-def test_a_picture_that_breaks_its_decoder_costs_only_itself(
-    does: str, told: str, tmp_path: Path, model_folder: Path, cache: Path
-) -> None:
+def start_on_a_breaking_picture(does: str, tmp_path: Path, model_folder: Path, cache: Path) -> subprocess.Popen[str]:
     folder = many(tmp_path / "many", 20)
     (folder / "bad.png").write_bytes(encoded(Image.new("RGB", (65, 64), "white")))
     (tmp_path / "site").mkdir()
@@ -303,8 +299,32 @@ def test_a_picture_that_breaks_its_decoder_costs_only_itself(
     command = [sys.executable, script, folder, model_folder, tmp_path / "table", cache]
     paths = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [{"decoder_failed": 1}, 20]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [("os.kill(os.getpid(), signal.SIGSEGV)", "crashed"), ("time.sleep(1000)", "took more than 4 seconds")],
+)
+def test_a_picture_that_breaks_its_decoder_costs_only_itself(
+    does: str, told: str, tmp_path: Path, model_folder: Path, cache: Path
+) -> None:
+    running = start_on_a_breaking_picture(does, tmp_path, model_folder, cache)
+    answer, complaint = running.communicate()
+    assert running.returncode == 0, complaint
+    assert json.loads(answer) == [{"decoder_failed": 1}, 20]
     [bad] = rows(tmp_path)["bad.png"]
     assert told in bad["error"]
+
+
+def test_an_interrupted_run_does_not_wait_for_a_picture_that_hangs(
+    tmp_path: Path, model_folder: Path, cache: Path
+) -> None:
+    hangs = tmp_path / "hangs"
+    does = f"open({str(hangs)!r}, 'w').close(); time.sleep(1000)"
+    running = start_on_a_breaking_picture(does, tmp_path, model_folder, cache)
+    while not hangs.exists() and running.poll() is None:
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, complaint = running.communicate(timeout=120)
+    assert running.returncode == -signal.SIGINT, complaint
