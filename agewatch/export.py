@@ -103,7 +103,7 @@ def _write_json(row: Mapping[str, Any], file: TextIO) -> None:
 
 def _export_parquet(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
     rows = 0
-    with pq.ParquetWriter(path, SCHEMA) as writer:
+    with path.open("wb") as file, pq.ParquetWriter(file, SCHEMA) as writer:  # Arrow takes no name that is not UTF-8
         for batch in batches:
             writer.write_batch(batch.cast(SCHEMA))
             rows += len(batch)

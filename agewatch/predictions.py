@@ -4,6 +4,7 @@ One row a face; a file without a face, or that could not be read, has exactly on
 is current state; Delta's time travel is the history.
 """
 
+import os
 import random
 import re
 import shutil
@@ -60,6 +61,7 @@ TIDY_COMMITS = 100
 """So many commits apart a table's small files are merged."""
 _ROOT_PROPERTY = "agewatch.root."
 _MAX_ATTEMPTS = 50
+_NO_PLACE = re.compile(r"[\x00-\x1f\x7f\[\]\\^|]|%[0-9A-Fa-f]{2}")  # delta-rs fails, or takes another folder
 _SPARE_BYTES = 2**20  # what a commit writes beyond its rows: footers, log, checkpoint
 
 Rows = list[dict[str, Any]]
@@ -140,7 +142,7 @@ class Writer:
         self._names = {"archive": archive, "model": model, "mode": mode}
         self._key = _filter(**self._names)
         self._predicate = f"archive = {_quote(archive)} AND model = {_quote(model)} AND mode = {_quote(mode)}"
-        self._table = self._claim(str(root.resolve()))
+        self._table = self._claim(_as_text(root.resolve()))
         self.stored = self._state(self._key)
         self._others_wrote = False
         self._holders: dict[str | None, str] | None = None
@@ -170,6 +172,12 @@ class Writer:
                 raise TableError(f"The table {self._folder} can't be written: {_plain(error)}.") from error
         raise TableError(f"The table {self._folder} stayed busy: {_MAX_ATTEMPTS} commits were refused.")
 
+    def require_writable(self) -> None:
+        """Raise TableError where this user may not write to the table."""
+        # Asked first, as delta-rs prints a panic before it raises.
+        if not all(os.access(place, os.W_OK | os.X_OK) for place in (self._folder, self._folder / "_delta_log")):
+            raise TableError(f"The table {self._folder} can't be written by this user, only read.")
+
     def holder(self, content_hash: str, *, rather: str) -> str | None:
         """Return the path of a stored file with this content, `rather` where it is one, None where there is none."""
         stored = self.stored.get(rather)
@@ -191,7 +199,7 @@ class Writer:
             self._require_room(sum(self._table.get_add_actions()["size_bytes"].to_pylist()))
             self._table.optimize.compact(commit_properties=CommitProperties(max_commit_retries=0))
         version = self._table.version()
-        self._table = DeltaTable(self._folder)
+        self._table = DeltaTable(_place(self._folder))
         self._others_wrote |= self._table.version() != version
 
     def rows_of(self, paths: Iterable[str]) -> Rows:
@@ -244,7 +252,8 @@ class Writer:
         """Open or create the table and bind the archive's name to its root in the table's own properties."""
         for _ in range(_MAX_ATTEMPTS):
             try:
-                table = DeltaTable.create(self._folder, schema=SCHEMA, mode="ignore")
+                table = DeltaTable.create(_place(self._folder), schema=SCHEMA, mode="ignore")
+                _require_columns(table, self._folder)
                 known = table.metadata().configuration.get(_ROOT_PROPERTY + self._archive)
                 if known == root:
                     return table
@@ -253,6 +262,7 @@ class Writer:
                         f"The archive name '{self._archive}' already stands for {known}; choose another for {root}"
                         " with --archive NAME."
                     )
+                self.require_writable()
                 table.alter.set_table_properties(
                     {_ROOT_PROPERTY + self._archive: root},
                     raise_if_not_exists=False,
@@ -270,18 +280,46 @@ def _plain(error: Exception) -> str:
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error).split("\n   0: ")[0]).split())
 
 
+def _as_text(path: Path) -> str:
+    """An absolute path as UTF-8; one that is none as a file URI, which no path looks like."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return path.as_uri()
+
+
+def _place(folder: Path) -> str:
+    """The table's absolute path as delta-rs and Arrow take it. Raises UsageError where delta-rs can't."""
+    path = folder.resolve()
+    try:
+        place = os.fsencode(path).decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The predictions table can't lie at {str(path)!r}: its name is not UTF-8.") from error
+    if found := _NO_PLACE.search(place):
+        raise UsageError(f"The predictions table can't lie at {place!r}: its name holds {found[0]!r}.")
+    return place
+
+
 def _open(folder: Path) -> DeltaTable:
     try:
-        return DeltaTable(folder)
+        table = DeltaTable(_place(folder))
     except TableNotFoundError as error:
         raise TableError(f"There is no predictions table at {folder}: run `agewatch score` first.") from error
     except (DeltaError, OSError) as error:
         raise TableError(f"The predictions table {folder} can't be opened: {_plain(error)}.") from error
+    _require_columns(table, folder)
+    return table
+
+
+def _require_columns(table: DeltaTable, folder: Path) -> None:
+    columns = {column.name for column in table.schema().fields}
+    if missing := [name for name in SCHEMA.names if name not in columns]:
+        raise TableError(f"The table {folder} holds other things than predictions: it lacks {', '.join(missing)}.")
 
 
 def _dataset(table: DeltaTable, folder: Path) -> ds.Dataset:
     # Arrow's own file system: delta-rs's calls back into Python from reader threads, which aborts one exit in ten.
-    files = fs.SubTreeFileSystem(str(folder.resolve()), fs.LocalFileSystem())
+    files = fs.SubTreeFileSystem(_place(folder), fs.LocalFileSystem())
     return table.to_pyarrow_dataset(filesystem=files)
 
 

@@ -95,7 +95,7 @@ def score_archive(
     """
     started = perf_counter()
     root = root.resolve()
-    name = name or root.name
+    name = name or os.fsencode(root.name).decode(errors="backslashreplace")  # as paths stand in the table
     if not name or "/" in name or not name.isprintable():
         raise UsageError(f"An archive's name is printable text without '/', not {name!r}: choose one with --archive.")
     listing = archive.find(root)
@@ -103,6 +103,8 @@ def score_archive(
     job = Job(root, name, model_path, mode, engine, precision, cache, _run_id())
     writer = Writer(table, archive=name, root=root, model=model.id, mode=mode)
     pending = [file for file in listing.files if not _is_scored(file, writer.stored.get(file.path), again)]
+    if pending:
+        writer.require_writable()
     counts: Counter[str] = Counter()
     done, engine_name = 0, None
     progress(0, len(pending), counts)

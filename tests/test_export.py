@@ -77,6 +77,14 @@ def test_an_out_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder", "table"]
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet", "json"])
+def test_an_out_that_is_not_utf8_is_written(tmp_path: Path, form: Any) -> None:
+    writer(tmp_path, tmp_path).write([row("x.jpg")])
+    out = Path(os.fsdecode(os.fsencode(tmp_path / "out") + b"\xff"))
+    assert write(tmp_path / "table", out, format=form, model=None) == 1
+    assert out.stat().st_size > 0
+
+
 def test_a_pipe_is_refused_and_a_link_is_followed(tmp_path: Path) -> None:
     writer(tmp_path, tmp_path).write([row("a.jpg")])
     pipe, link, target = (tmp_path / name for name in ("pipe", "link.csv", "target.csv"))

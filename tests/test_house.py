@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("agewatch", "flows", "handler", "monitoring")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-CORE = {f"agewatch.{name}" for name in ("errors", "images", "faces", "model", "network", "engine")}
+CORE = {f"agewatch.{name}" for name in ("errors", "endings", "images", "faces", "model", "network", "engine")}
 DOOR = {"agewatch.cli", "agewatch.cli_models", "agewatch.__main__"}
 ONLY_IN = {"prefect": "flows", "evidently": "monitoring", "ts": "nowhere", "model_archiver": "nowhere"}
 

@@ -1,10 +1,12 @@
+import os
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 from agewatch import predictions
 from agewatch.errors import TableError, UsageError
@@ -92,10 +94,48 @@ def test_no_table_is_a_sentence(tmp_path: Path) -> None:
         predictions.read(tmp_path / "nothing")
 
 
+def test_a_place_that_is_not_utf8_is_refused_and_a_root_is_kept(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path / "odd") + b"\xff"))
+    for use in (writer, lambda folder, _: predictions.read(folder)):
+        with pytest.raises(UsageError, match=r"odd\\udcff.*not UTF-8"):
+            use(odd, tmp_path)
+    assert not odd.exists()
+    writer(tmp_path, odd)
+    writer(tmp_path, odd)
+    for other in (tmp_path / "odd", tmp_path / r"odd\xff", tmp_path / "odd%FF"):
+        with pytest.raises(UsageError, match="--archive"):
+            writer(tmp_path, other)
+
+
+@pytest.mark.parametrize("name", ["a b", "100%", "x#y?z", "s3:", "{a}*", "é", "it's", '"', "$HOME", "~", "<&;>`"])
+def test_an_odd_place_holds_a_table(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    writer(tmp_path / name, tmp_path).write([row("x.jpg", age=1)])
+    assert ages(tmp_path / name) == {"x.jpg": [1]}
+    assert (tmp_path / name / "table" / "_delta_log").is_dir()
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a[b", "a]b", "a^b", "a|b", r"a\b", "a\nb", "a\x7fb"])
+def test_a_place_that_delta_rs_takes_for_another_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    for use in (writer, lambda folder, _: predictions.read(folder / "table")):
+        with pytest.raises(UsageError, match=r"can't lie at .*: its name holds"):
+            use(tmp_path / name, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == [name]
+
+
 def test_a_folder_that_cannot_hold_a_table_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "table").write_text("a file stands here")
     with pytest.raises(TableError, match="can't be opened"):
         writer(tmp_path, tmp_path)
+
+
+def test_a_table_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "table", pa.table({"archive": ["a"], "path": ["x.jpg"]}))
+    for use in (writer, lambda folder, _: predictions.read(folder / "table")):
+        with pytest.raises(TableError, match="other things than predictions: it lacks face, status"):
+            use(tmp_path, tmp_path)
+    assert DeltaTable(tmp_path / "table").version() == 0
 
 
 def data_files(folder: Path) -> dict[str, int]:
