@@ -1,12 +1,13 @@
 """A shard of files -> rows of the predictions table: what a worker process does."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import numpy as np
@@ -66,10 +67,10 @@ def known_content(keys: Iterable[int]) -> Iterator[Path | None]:
     if not len(known):
         yield None
         return
-    with TemporaryDirectory(prefix="agewatch-") as folder:
-        path = Path(folder) / "known.npy"
-        np.save(path, known)
-        yield path
+    with TemporaryFile() as file:  # without a name, it is gone with this process, however that ends
+        np.save(file, known)
+        file.flush()
+        yield Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
 
 
 @contextmanager
