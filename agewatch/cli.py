@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import os
+import re
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -14,7 +18,7 @@ import typer
 
 from agewatch import __version__, cli_models
 from agewatch.cli_models import JsonOption, LabelledArgument, PrecisionOption, WorkersOption, answer, model_file
-from agewatch.errors import AgewatchError
+from agewatch.errors import AgewatchError, UsageError
 from agewatch.settings import Settings
 
 app = typer.Typer(
@@ -24,11 +28,21 @@ app = typer.Typer(
 app.add_typer(cli_models.models_app, name="models")
 
 INTERRUPTED = 130
+_UNHEARD = 128 + signal.SIGPIPE  # what a shell says of a program whose reader went away
 
 Mode = Literal["detect", "crop"]
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model file; default: the store's current one.")]
 TableOption = Annotated[Path | None, typer.Option("--predictions", help="Folder of the predictions table.")]
-ArchiveOption = Annotated[str | None, typer.Option("--archive", help="Name of the archive in the table.")]
+
+
+def _utf8(name: str | None) -> str | None:
+    """A name as UTF-8, in which the table holds it, whatever the terminal's encoding."""
+    return name and os.fsencode(name).decode(errors="backslashreplace")
+
+
+ArchiveOption = Annotated[
+    str | None, typer.Option("--archive", help="Name of the archive in the table.", callback=_utf8)
+]
 
 
 @app.command()
@@ -75,7 +89,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write rows to a file: of one model (the current) and each archive's latest mode, so that a path stands once."""
-    from agewatch.errors import REFUSAL_CODES, UsageError
+    from agewatch.errors import REFUSAL_CODES
     from agewatch.export import export as write
     from agewatch.model import AgeModel
 
@@ -252,7 +266,31 @@ def _judge(archive: str | None, model: Path | None, table: Path, out: Path | Non
 def main() -> NoReturn:
     """Run the command line: sentences and exit codes, never a traceback. SIGTERM ends a command as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # it is None where it was closed
+            # JSON is UTF-8 (RFC 8259, section 8.1), whatever the terminal; text that a stream can't hold is escaped.
+            stream.reconfigure(encoding="utf-8" if "--json" in sys.argv else None, errors="backslashreplace")
     try:
+        code = _run()
+        print(end="", flush=True)
+    except BrokenPipeError:
+        code = _without_output(_UNHEARD)
+    except OSError as error:  # of stdout or stderr: `_run` says all others
+        with suppress(OSError):
+            print(f"agewatch: The output can't be written: {error.strerror}.", file=sys.stderr, flush=True)
+        code = _without_output(1)
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):  # rich's answer to a closed pipe
+            raise
+        code = _without_output(_UNHEARD)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run one command and return its exit code. Raises OSError where stdout or stderr can't be written."""
+    try:
+        if any(re.fullmatch("(--[a-z-]+=)?", argument) for argument in sys.argv[1:]):
+            raise UsageError("An argument is empty: leave it out, or say what is meant ('.' is the folder here).")
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer turns Ctrl-C into this code without a word
             _fail("interrupted", "Interrupted. What was finished is kept.", INTERRUPTED)
@@ -260,12 +298,22 @@ def main() -> NoReturn:
         code = _fail(error.code, str(error), error.exit_code)
     except typer.TyperException as error:
         code = _fail("usage", error.format_message(), error.exit_code)
+    except BrokenPipeError:
+        raise
     except OSError as error:  # a file that can't be read or written, wherever that is met
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        what = f"{error.filename or 'A file, or the output, failed'}: {error.strerror or error}"
         code = _fail("failed", f"{what}. {_keep_traceback()}", 1)
     except Exception as error:  # a bug of ours, or of a library: said in a sentence, kept in a file
         code = _fail("unexpected", f"Something unexpected went wrong: {error!r}. {_keep_traceback()}", 1)
-    sys.exit(code or 0)
+    return code or 0
+
+
+def _without_output(code: int) -> int:
+    """Drop what stdout and stderr still hold, which Python would write at its end and complain; return the code."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    return code
 
 
 def _fail(code: str, message: str, exit_code: int) -> int:
@@ -279,7 +327,7 @@ def _keep_traceback() -> str:
     log = Settings().home / "error.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(
                 f"\n{datetime.now(UTC).isoformat()} agewatch {__version__} {sys.argv[1:]}\n{traceback.format_exc()}"
             )

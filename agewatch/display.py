@@ -201,10 +201,11 @@ def _ages(console: Console, run: Summary) -> None:
     if not len(rows):
         return
     ages, low, high = (rows[name].to_numpy() for name in names)
+    block = "#" if console.options.ascii_only else "█"
     decades = np.bincount((ages // 10).astype(int))
     console.print(f"Ages: median {np.median(ages):.0f}, 90 % intervals {np.mean(high - low):.0f} years wide on average")
     for decade in range(int(np.flatnonzero(decades)[0]), len(decades)):
-        bar = "█" * round(decades[decade] / decades.max() * _BAR_WIDTH)
+        bar = block * round(decades[decade] / decades.max() * _BAR_WIDTH)
         console.print(f"  {decade * 10:>3}-{decade * 10 + 9:<3} {decades[decade]:>8,} {bar}", highlight=False)
 
 

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Folders of agewatch. `AGEWATCH_HOME` holds everything it writes; `AGEWATCH_MODEL_STORE` the model files."""
 
-    model_config = SettingsConfigDict(env_prefix="AGEWATCH_")
+    model_config = SettingsConfigDict(env_prefix="AGEWATCH_", env_ignore_empty=True)
 
     home: Path = Path(".agewatch")
     model_store: Path = Path("model_store")

@@ -15,6 +15,7 @@ from models import tiny_model
 from pictures import seven_faces
 
 from agewatch.package import package
+from agewatch.settings import Settings
 from agewatch.store import promote
 
 AGEWATCH = Path(sys.executable).with_name("agewatch")
@@ -93,12 +94,32 @@ def test_wrong_usage_is_one_sentence_and_exit_2(store: Path, arguments: list[str
     assert out == ""
 
 
+def test_an_empty_argument_is_not_the_folder_here(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for arguments in (
+        ["score", ""],
+        ["score", ".", "--predictions", ""],
+        ["export", "--out="],
+        ["models", "promote", ""],
+    ):
+        code, failed = answer(*arguments)
+        assert (code, failed["error"]["code"]) == (2, "usage")
+        assert "empty" in failed["error"]["message"]
+    assert list(Path().iterdir()) == []
+
+
+def test_an_empty_setting_is_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGEWATCH_HOME", "")
+    assert Settings().home == Path(".agewatch")
+
+
 def test_failures_in_json(store: Path, archive: Path, tmp_path: Path) -> None:
     code, failed = answer("score", "missing")
     assert (code, failed["error"]["code"]) == (2, "usage")
     assert failed["error"]["message"].endswith("missing.")
     code, failed = answer("score", archive, "--model", tmp_path / "none.mar")
-    assert (code, failed["error"]["code"]) == (1, "model")
+    assert (code, failed["error"]["code"]) == (2, "usage")
     code, failed = answer("drift")
     assert (code, failed["error"]["code"]) == (1, "table")
 
