@@ -15,7 +15,7 @@ _ORIENTATION, _TURNED_LEFT = 0x0112, 6
 def build_archive(folder: Path) -> Path:
     """Write the demo archive below `folder` and return its path; files that are there already stay untouched.
 
-    Raises UsageError where scikit-image is not installed.
+    Raises UsageError where scikit-image is not installed, or the folder of the archive holds anything else.
     """
     package = find_spec("skimage")  # its pictures are wanted, not its code
     if package is None or package.origin is None:
@@ -34,6 +34,9 @@ def build_archive(folder: Path) -> Path:
         "readme.txt": b"Not a picture; ignored.\n",
     }
     archive = folder / "demo-archive"
+    there = {path.relative_to(archive).as_posix() for path in archive.rglob("*") if not path.is_dir()}
+    if others := sorted(there - files.keys()):
+        raise UsageError(f"The demo's folder {archive} holds other files, such as {others[0]}: move them elsewhere.")
     for name, content in files.items():
         path = archive / name
         if not path.exists():
