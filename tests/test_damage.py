@@ -26,9 +26,11 @@ FORMS = {
 }
 
 
-def damaged(data: bytes, random: np.random.Generator) -> bytes:
-    """Cut short, bits flipped, or the header of one place written over another."""
-    kind = random.integers(3)
+def damaged(data: bytes, kind: int, random: np.random.Generator) -> bytes:
+    """Cut short, bits flipped, the header of one place written over another, or (kind 3) zeros from some place on."""
+    if kind == 3:
+        start = int(random.integers(1, len(data) * 9 // 10))
+        return data[:start] + bytes(len(data) - start)
     if kind == 0:
         return data[: random.integers(1, len(data))]
     changed = bytearray(data)
@@ -52,9 +54,13 @@ def test_damaged_copies_beside_good_files(tmp_path: Path, model_folder: Path, ca
     mixed.mkdir()
     face = Image.open(good / "portrait.png").convert("RGB")
     whole = [(suffix, encoded(face, form)) for suffix, form in FORMS.items()]
+    half_zeros = set()
     for number in range(COPIES):
         suffix, data = whole[number % len(whole)]
-        (mixed / f"{number:05}.{suffix}").write_bytes(damaged(data, random))
+        kind = int(random.integers(4))
+        (mixed / f"{number:05}.{suffix}").write_bytes(damaged(data, kind, random))
+        if kind == 3 and suffix not in ("tif", "bmp"):  # these are uncompressed: zeros are black
+            half_zeros.add(f"{number:05}.{suffix}")
         if number % (COPIES // 7) == 0 and number // (COPIES // 7) < 7:
             name = sorted(faces)[number // (COPIES // 7)]
             (mixed / name).write_bytes((good / name).read_bytes())
@@ -71,6 +77,7 @@ def test_damaged_copies_beside_good_files(tmp_path: Path, model_folder: Path, ca
     assert set(statuses) <= {"ok", "no_face", *REFUSAL_CODES}
     assert "decoder_failed" not in statuses
     assert sum(summary.refused.values()) > COPIES / 4
+    assert not half_zeros & {row["path"] for row in rows if row["status"] in ("ok", "no_face")}
     kept = {row["path"]: row for row in rows if row["path"] in faces}
     calm = {row["path"]: row for row in predictions.read(tmp_path / "good-table").to_pylist()}
     assert kept.keys() == calm.keys()
