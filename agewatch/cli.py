@@ -140,7 +140,7 @@ def train(
     settings = Settings()
     config = TrainConfig.from_toml(recipe) if recipe else TrainConfig()
     run = out or settings.home / "train" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    start = start or (None if config.pretrained else model_file(None))
+    start = model_file(start) if start or not config.pretrained else None
     trained = run_training(
         data, run=run, config=config, cache=settings.cache, start=start, workers=workers,
         log=partial(typer.echo, err=as_json),
@@ -164,7 +164,7 @@ def package(
     from agewatch.package import package as make
 
     folder_of_store = Settings().model_store
-    mar = make(folder, version=version or store.next_version(folder_of_store), store=folder_of_store)
+    mar = make(model_file(folder), version=version or store.next_version(folder_of_store), store=folder_of_store)
     model_id, size = AgeModel.load(mar).id, mar.stat().st_size
     text = f"{model_id} in {mar} ({size / 1e6:.1f} MB)\nNext: agewatch models compare {mar} DATA..."
     answer(as_json, {"file": str(mar.resolve()), "model": model_id, "bytes": size}, typer.echo, text)

@@ -22,11 +22,14 @@ models_app = typer.Typer(no_args_is_help=True, help="The model store: list, comp
 
 @models_app.command("list")
 def models_list(as_json: JsonOption = False) -> None:
-    """List the models of the store, the current one marked, and what the gate decided about them."""
+    """List the models of the store, the current one marked, and what the gate decided about them.
+
+    A file that can't be opened is named on stderr; the others are listed.
+    """
     from agewatch import display, gate, store
 
     folder = Settings().model_store
-    found = store.entries(folder)
+    found, damaged = store.entries(folder)
     latest = {record.challenger: record for record in reversed(gate.records(folder))}
     brief = {
         model: {"promote": record.decision.promote, "reason": record.decision.reason, "over": record.champion}
@@ -38,6 +41,8 @@ def models_list(as_json: JsonOption = False) -> None:
         for entry in found
     ]
     answer(as_json, {"models": listed}, display.models, found, latest)
+    for file, reason in damaged.items():
+        typer.echo(f"agewatch: {file.name} is left out: {reason}", err=True)
 
 
 @models_app.command("compare")
@@ -55,8 +60,8 @@ def models_compare(
     settings = Settings()
     with display.progress(quiet=as_json) as on_progress:
         record = gate.compare(
-            settings.model_store, challenger, model_file(champion), data, cache=settings.cache, workers=workers,
-            precision=precision, progress=on_progress,
+            settings.model_store, model_file(challenger), model_file(champion), data, cache=settings.cache,
+            workers=workers, precision=precision, progress=on_progress,
         )  # fmt: skip
     answer(as_json, record, display.decision, record)
 

@@ -134,7 +134,7 @@ class Spec:
                 calibration=Calibration(calibration["coverage"], tuple(Band(**band) for band in calibration["bands"])),
                 **content,
             )
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"The model's model.json is damaged: {error}.") from error
         if spec.preprocessing.revision != PREPROCESSING_REVISION or spec.preprocessing.aligned:
             raise ModelError(

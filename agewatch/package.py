@@ -54,7 +54,7 @@ def package(run_folder: Path, *, version: str, store: Path) -> Path:
 
 def _renamed(reference: bytes, model_id: str) -> bytes:
     """The reference rows under the id that the model has once it is packaged."""
-    rows = pq.read_table(io.BytesIO(reference))
+    rows = pq.ParquetFile(pa.BufferReader(reference)).read(use_threads=False)
     if (place := rows.schema.get_field_index("model")) >= 0:
         rows = rows.set_column(place, "model", pa.array([model_id] * len(rows), pa.string()))
     file = io.BytesIO()

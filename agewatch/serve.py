@@ -34,6 +34,8 @@ STOP_SECONDS = 15.0
 """So long TorchServe may take to stop by itself before it is killed."""
 MAX_REQUEST_BYTES = 64 * 2**20
 """TorchServe's own 6.5 MB is less than many camera files."""
+WAITING_REQUESTS = 1000
+"""So many requests wait before TorchServe answers 503; its own 100 are fewer than one client may send at once."""
 TOKEN_MINUTES = 365 * 24 * 60
 """TorchServe's keys end after 60 minutes, which breaks a server in use; these die with their server."""
 
@@ -90,6 +92,7 @@ def running(
         ports = [port, *_free_ports(4)]
         config = _configure(mar, folder, scratch, ports, workers)
         process = _start(config, folder, scratch, home.resolve(), precision)
+        undo.callback((folder / "key_file.json").unlink, missing_ok=True)  # after the stop: its tokens end with it
         undo.callback(_stop, process)
         yield _wait_until_ready(process, folder, ports)
 
@@ -137,6 +140,7 @@ def _configure(mar: Path, folder: Path, scratch: Path, ports: list[int], workers
         "enable_model_api": "false",
         "install_py_dep_per_model": "false",
         "max_request_size": MAX_REQUEST_BYTES,
+        "job_queue_size": WAITING_REQUESTS,
         "metrics_mode": "prometheus",
     }
     if workers is not None:

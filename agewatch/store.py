@@ -38,11 +38,21 @@ class Entry:
     current: bool
 
 
-def entries(store: Path) -> list[Entry]:
-    """List the models of a store, oldest version first. Raises ModelError where one of them is damaged."""
+def entries(store: Path) -> tuple[list[Entry], dict[Path, str]]:
+    """List the models of a store, oldest version first, and say of each file that can't be opened why.
+
+    Raises ModelError where `current.json` is damaged.
+    """
     pointer = read_pointer(store)
     current = pointer.file if pointer else None
-    return [Entry(file, AgeModel.load(file).id, file.stat().st_size, file.name == current) for file in _files(store)]
+    found: list[Entry] = []
+    damaged: dict[Path, str] = {}
+    for file in _files(store):
+        try:
+            found.append(Entry(file, AgeModel.load(file).id, file.stat().st_size, file.name == current))
+        except ModelError as error:
+            damaged[file] = str(error)
+    return found, damaged
 
 
 def next_version(store: Path) -> str:
@@ -54,11 +64,12 @@ def next_version(store: Path) -> str:
 def resolve(model: Path | None, store: Path) -> Path:
     """Find the model file to use: the given one, else the store's current one, else the starter model.
 
-    Raises ModelError where that file is missing or is not the one that was promoted.
+    Raises UsageError where the given file is missing, ModelError where the current one is missing or is not the one
+    that was promoted.
     """
     if model is not None:
         if not model.exists():
-            raise ModelError(f"There is no model at {model}.")
+            raise UsageError(f"There is no model at {model}.")
         return model
     return current(store) or _starter()
 

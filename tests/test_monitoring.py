@@ -15,7 +15,7 @@ import pytest
 from browser import open_page
 
 from agewatch import predictions
-from agewatch.errors import TableError, UsageError
+from agewatch.errors import ModelError, TableError, UsageError
 from agewatch.model import AgeModel, Member, Preprocessing, Spec
 from monitoring import drift, report
 from monitoring.verdict import ColumnDrift, Verdict, judge
@@ -262,6 +262,33 @@ def test_without_a_table_a_run_says_so(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(TableError, match="agewatch score"):
         drift.run(None, model_path=model_dir, predictions_dir=tmp_path / "none", out_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_reading_the_reference_starts_no_thread(model_dir: Path, tmp_path: Path) -> None:
+    """One that calls Python while a run without weights ends at once aborts it now and then."""
+    (model_dir / "model.safetensors").unlink()
+    script = (
+        "import sys; from pathlib import Path; import psutil\n"
+        "from agewatch.errors import ModelError; from monitoring import drift\n"
+        "before = psutil.Process().num_threads()\n"
+        "try: drift.run(None, model_path=Path(sys.argv[1]), predictions_dir=Path('none'), out_dir=Path('out'))\n"
+        "except ModelError as error: print(error, psutil.Process().num_threads() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, model_dir], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"no model.* 0$", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("place", [10, -10])
+def test_damaged_reference_rows_are_a_model_error(model_dir: Path, tmp_path: Path, place: int) -> None:
+    file = model_dir / "reference.parquet"
+    content = bytearray(file.read_bytes())
+    content[place:] = bytes(200) + content[place:][200:]
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=r"reference rows of .* are damaged"):
+        drift.run(None, model_path=model_dir, predictions_dir=tmp_path / "none", out_dir=tmp_path / "out")
 
 
 @pytest.mark.parametrize("archive", ["..", ".", "a/b", "../../etc", "Grün & Söhne"])

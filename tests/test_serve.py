@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -218,6 +219,15 @@ def test_a_picture_larger_than_torchserves_own_limit_is_answered(served: Served)
     assert send(served.predictions_url, picture, served.token)[0] == 200
 
 
+def test_more_requests_than_torchserve_lets_wait_are_all_answered(served: Served) -> None:
+    picture, many = encoded(Image.new("RGB", (64, 64))), 150
+    with ThreadPoolExecutor(many) as pool:
+        with paused_worker(served):
+            jobs = [pool.submit(send, served.predictions_url, picture, served.token) for _ in range(many)]
+            eventually(lambda: waiting(served) == many or any(job.done() for job in jobs))
+        assert Counter(job.result()[0] for job in jobs) == {200: many}
+
+
 def test_the_printed_curl_line_works_when_pasted(served: Served) -> None:
     line = curl_line(served).replace("PICTURE.jpg", str(ASTRONAUT))
     assert served.token not in line
@@ -260,6 +270,7 @@ def test_a_signal_to_the_server_leaves_no_process_behind(mar: Path, tmp_path: Pa
         assert process.stdout is not None
         group = int(process.stdout.readline())
         try:
+            assert list(tmp_path.glob("home/serve/*/key_file.json"))
             assert sum("model_service_worker" in command for command in left_over(group)) == 2
             process.send_signal(number)
             assert process.wait(WAIT_SECONDS) != 0
@@ -269,6 +280,7 @@ def test_a_signal_to_the_server_leaves_no_process_behind(mar: Path, tmp_path: Pa
             if left_over(group):
                 os.killpg(group, signal.SIGKILL)
     if number != signal.SIGKILL:
+        assert not list(tmp_path.rglob("key_file.json")), "its tokens are left behind"
         assert not list(tmp_path.glob("agewatch-*")), "its temporary folder is left behind"
 
 
@@ -304,6 +316,7 @@ def test_a_model_that_does_not_load_is_said_with_its_log(tmp_path: Path) -> None
         running(broken, home=tmp_path, port=free_port(), workers=1),
     ):
         pass
+    assert not list(tmp_path.rglob("key_file.json"))
     log = Path(re.findall(r"see (\S+)\.$", str(caught.value))[0])
     assert "weights do not fit" in log.read_text()
     jobs = [job.info["cmdline"] or [] for job in psutil.process_iter(["cmdline"])]

@@ -31,7 +31,7 @@ def three_versions(tmp_path: Path) -> Path:
 
 
 def test_an_empty_store_has_no_models_and_starts_at_version_one(tmp_path: Path) -> None:
-    assert store.entries(tmp_path) == []
+    assert store.entries(tmp_path) == ([], {})
     assert store.next_version(tmp_path) == "1"
     assert store.current(tmp_path) is None
     assert store.read_pointer(tmp_path) is None
@@ -39,7 +39,8 @@ def test_an_empty_store_has_no_models_and_starts_at_version_one(tmp_path: Path) 
 
 def test_versions_are_listed_as_numbers_and_counted_on(three_versions: Path) -> None:
     _add(three_versions, "trial")
-    found = store.entries(three_versions)
+    found, damaged = store.entries(three_versions)
+    assert not damaged
     assert [entry.file.name for entry in found] == [f"agewatch-{v}.mar" for v in ("1", "2", "10", "trial")]
     assert [entry.model for entry in found] == [AgeModel.load(entry.file).id for entry in found]
     assert [entry.bytes for entry in found] == [entry.file.stat().st_size for entry in found]
@@ -47,12 +48,26 @@ def test_versions_are_listed_as_numbers_and_counted_on(three_versions: Path) -> 
     assert store.next_version(three_versions) == "11"
 
 
+def test_damaged_files_are_told_apart_and_hide_no_sound_one(three_versions: Path) -> None:
+    (three_versions / "agewatch-3.mar").write_bytes(b"no zip")
+    with zipfile.ZipFile(three_versions / "agewatch-4.mar", "w") as archive:
+        archive.writestr("model.json", "{}")
+    (three_versions / "agewatch-5.mar").symlink_to("absent")
+    found, damaged = store.entries(three_versions)
+    assert [entry.file.name for entry in found] == [f"agewatch-{v}.mar" for v in ("1", "2", "10")]
+    assert {file.name: reason.split(":")[0] for file, reason in damaged.items()} == {
+        "agewatch-3.mar": f"The model {three_versions / 'agewatch-3.mar'} can't be read",
+        "agewatch-4.mar": "The model's model.json is damaged",
+        "agewatch-5.mar": f"There is no model at {three_versions / 'agewatch-5.mar'}.",
+    }
+
+
 def test_promotion_writes_the_pointer_that_lookup_follows(three_versions: Path) -> None:
     file = three_versions / "agewatch-2.mar"
     pointer = store.promote(three_versions, file)
     assert store.current(three_versions) == file
     assert store.resolve(None, three_versions) == file
-    assert [entry.file for entry in store.entries(three_versions) if entry.current] == [file]
+    assert [entry.file for entry in store.entries(three_versions)[0] if entry.current] == [file]
     written = json.loads((three_versions / "current.json").read_text())
     assert list(written) == ["file", "model", "sha256", "promoted_at", "previous"]
     assert (written["file"], written["model"], written["previous"]) == (file.name, pointer.model, None)
@@ -64,7 +79,7 @@ def test_a_given_model_goes_before_the_current_one(three_versions: Path) -> None
     store.promote(three_versions, three_versions / "agewatch-2.mar")
     given = three_versions / "agewatch-1.mar"
     assert store.resolve(given, three_versions) == given
-    with pytest.raises(ModelError, match="no model at"):
+    with pytest.raises(UsageError, match="no model at"):
         store.resolve(three_versions / "agewatch-99.mar", three_versions)
 
 
