@@ -4,6 +4,7 @@ One row a face; a file without a face, or that could not be read, has exactly on
 is current state; Delta's time travel is the history.
 """
 
+import builtins
 import os
 import random
 import re
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,7 @@ SCHEMA = pa.schema(
 )
 TIDY_COMMITS = 100
 """So many commits apart a table's small files are merged."""
+_STATE = ["path", "status", "bytes", "mtime_ns", "content_hash"]
 _ROOT_PROPERTY = "agewatch.root."
 _MAX_ATTEMPTS = 50
 _NO_PLACE = re.compile(r"[\x00-\x1f\x7f\[\]\\^|]|%[0-9A-Fa-f]{2}")  # delta-rs fails, or takes another folder
@@ -74,7 +77,7 @@ class Stored:
     status: str
     bytes: int | None
     mtime_ns: int | None
-    content_hash: str | None
+    content_hash: builtins.bytes | None
     faces: int
 
 
@@ -145,7 +148,7 @@ class Writer:
         self._table = self._claim(_as_text(root.resolve()))
         self.stored = self._state(self._key)
         self._others_wrote = False
-        self._holders: dict[str | None, str] | None = None
+        self._holders: dict[bytes | None, str] | None = None
 
     def write(self, rows: Rows) -> int:
         """Commit the rows of some files at once, replacing those files' earlier rows; returns the rows written.
@@ -161,7 +164,7 @@ class Writer:
             try:
                 table = pa.Table.from_pylist(rows, SCHEMA)
                 self._commit(table)
-                self.stored.update(_summarise(table))
+                self.stored.update(_summarise(table.to_batches()))
                 self._tidy()
                 return len(rows)
             except CommitFailedError:
@@ -180,12 +183,13 @@ class Writer:
 
     def holder(self, content_hash: str, *, rather: str) -> str | None:
         """Return the path of a stored file with this content, `rather` where it is one, None where there is none."""
+        digest = bytes.fromhex(content_hash)
         stored = self.stored.get(rather)
-        if stored is not None and stored.content_hash == content_hash:
+        if stored is not None and stored.content_hash == digest:
             return rather
         if self._holders is None:  # built once, when the first copied or moved file turns up
             self._holders = {file.content_hash: path for path, file in self.stored.items()}
-        return self._holders.get(content_hash)
+        return self._holders.get(digest)
 
     def _tidy(self) -> None:
         """Every so many commits: merge small files, and open the table afresh, whose log grows slow to hold.
@@ -245,8 +249,10 @@ class Writer:
         return [row for row in rows if not (row["path"] in changed and _same_file(row, newer[row["path"]]))]
 
     def _state(self, where: ds.Expression) -> dict[str, Stored]:
-        columns = ["path", "status", "bytes", "mtime_ns", "content_hash"]
-        return _summarise(_read(self._table, self._folder, where, columns))
+        try:
+            return _summarise(_dataset(self._table, self._folder).to_batches(columns=_STATE, filter=where))
+        except (DeltaError, OSError, pa.ArrowException) as error:
+            raise TableError(f"The predictions table can't be read: {_plain(error)}.") from error
 
     def _claim(self, root: str) -> DeltaTable:
         """Open or create the table and bind the archive's name to its root in the table's own properties."""
@@ -342,13 +348,13 @@ def _filter(**equal: str | None) -> ds.Expression | None:
     return where
 
 
-def _summarise(rows: pa.Table) -> dict[str, Stored]:
-    faces: dict[str, int] = {}
+def _summarise(batches: Iterable[pa.RecordBatch]) -> dict[str, Stored]:
     state: dict[str, Stored] = {}
-    columns = ("path", "status", "bytes", "mtime_ns", "content_hash")
-    for path, status, size, mtime_ns, digest in zip(*(rows[name].to_pylist() for name in columns), strict=True):
-        faces[path] = faces.get(path, 0) + (status == "ok")
-        state[path] = Stored(status, size, mtime_ns, digest, faces[path])
+    for rows in batches:  # by batches, and in few objects, as an archive may have ten million files
+        columns = (rows[name].to_pylist() for name in _STATE)
+        for path, status, size, mtime_ns, digest in zip(*columns, strict=True):
+            faces = (state[path].faces if path in state else 0) + (status == "ok")
+            state[path] = Stored(intern(status), size, mtime_ns, digest and bytes.fromhex(digest), faces)
     return state
 
 

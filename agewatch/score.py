@@ -148,7 +148,7 @@ def _score(job: Job, pending: Sequence[FileRef], writer: Writer, workers: int, a
     size = max(16, min(SHARD_FILES, len(pending) // (workers * 8) + 1))
     mistaken: list[FileRef] = []
     stored = writer.stored.values() if again == "nothing" else ()
-    with known_content(hash_key(file.content_hash) for file in stored if file.content_hash) as known:
+    with known_content(hash_key(file.content_hash.hex()) for file in stored if file.content_hash) as known:
         for scored in score_shards(replace(job, known=known), archive.shards(pending, size), workers):
             copies, unknown = _copies(writer, scored.same, job.run_id)
             mistaken += unknown
@@ -182,15 +182,18 @@ def _copies(writer: Writer, same: Sequence[tuple[FileRef, str]], run_id: str) ->
 
 def _state(listing: Listing, stored: dict[str, Stored], scored: int) -> dict[str, Any]:
     """The part of a summary that counts what the table holds of the files found, and what it holds beyond."""
-    found = {file.path for file in listing.files}
-    state = [stored[path] for path in found if path in stored]
-    statuses = Counter(file.status for file in state)
-    gone = sorted(stored.keys() - found)
+    statuses, known, faces = Counter[str](), 0, 0
+    for file in listing.files:
+        if (state := stored.get(file.path)) is not None:
+            statuses[state.status] += 1
+            known += 1
+            faces += state.faces
+    gone = sorted(stored.keys() - {file.path for file in listing.files}) if known < len(stored) else []
     return {
-        "found": len(found),
+        "found": len(listing.files),
         "ignored": listing.ignored,
-        "skipped": len(found) - scored,
-        "faces": sum(file.faces for file in state),
+        "skipped": len(listing.files) - scored,
+        "faces": faces,
         "no_face": statuses["no_face"],
         "refused": {code: n for code, n in sorted(statuses.items()) if code not in ("ok", "no_face")},
         "disappeared": len(gone),
