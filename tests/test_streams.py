@@ -36,21 +36,22 @@ def progress_apart(err: str) -> list[str]:
 
 
 def test_a_closed_pipe_is_quiet_and_has_the_code_of_a_shell(score: list[str], archive: Path) -> None:
-    options = ["--model", score[3], "--out", str(archive.with_name("rows.csv"))]
-    commands = [["--help"], score, [*score, "--json"], ["export", *options], ["models", "list"], ["drift", "--json"]]
+    out = archive.with_name("rows.csv")
+    subprocess.run([AGEWATCH, *score], capture_output=True, check=True)
+    commands = [["--help"], score, ["export", "--model", score[3], "--out", str(out), "--json"], ["drift", "--json"]]
     for command in commands:
         reader, writer = os.pipe()
         os.close(reader)
         done = subprocess.run([AGEWATCH, *command], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
         os.close(writer)
         assert (done.returncode, progress_apart(done.stderr)) == (141, []), command
-    assert archive.with_name("rows.csv").stat().st_size > 0  # the work was done
+    assert out.stat().st_size > 0  # the work was done
 
 
 def test_a_full_disk_below_stdout_is_one_sentence(score: list[str], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    commands = [["--help"], score, [*score, "--json"], ["models", "list"], ["drift", "--json"], ["--wrong", "--json"]]
+    commands = [["--help"], score, ["drift", "--json"], ["--wrong", "--json"]]
     texts = [json.dumps([AGEWATCH, *command]) for command in commands]
     small = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", FULL, str(disk)]
     done = subprocess.run([*small, *texts], capture_output=True, text=True, check=False)
