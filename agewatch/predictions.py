@@ -208,7 +208,8 @@ class Writer:
 
     def rows_of(self, paths: Iterable[str]) -> Rows:
         """Return the stored rows of some files of this archive, model and mode."""
-        rows: Rows = _read(self._table, self._folder, self._key & pc.field("path").isin(list(paths))).to_pylist()
+        wanted = pa.array(paths, pa.string())  # typed, as there may be none
+        rows: Rows = _read(self._table, self._folder, self._key & pc.field("path").isin(wanted)).to_pylist()
         return rows
 
     def _commit(self, table: pa.Table) -> None:

@@ -328,3 +328,17 @@ def test_an_interrupted_run_does_not_wait_for_a_picture_that_hangs(
     running.send_signal(signal.SIGINT)
     _, complaint = running.communicate(timeout=120)
     assert running.returncode == -signal.SIGINT, complaint
+
+
+def test_content_that_moved_away_from_a_replaced_file_is_scored_anew(run: Any, tmp_path: Path) -> None:
+    """The second shard asks for a holder that the first has just replaced: none of its files has one left."""
+    folder = many(tmp_path / "many", 40)
+    first, *others = sorted(folder.iterdir())
+    run(root=folder, mode="crop", workers=1)
+    first.rename(folder / "zz.png")
+    first.write_bytes(encoded(Image.new("RGB", (64, 64), (1, 2, 3))))
+    for path in others[:15]:
+        os.utime(path)
+    summary = run(root=folder, mode="crop", workers=1)
+    assert (summary.found, summary.refused) == (41, {})
+    assert set(rows(tmp_path)) == {path.name for path in folder.iterdir()}
