@@ -30,8 +30,7 @@ def check(image: Image.Image, data: bytes) -> None:
         allowed = 0 if zeros > ZEROS and _decodes(kind, frame[: len(frame) - zeros // 2]) else zeros
     elif image.format in ("HEIF", "AVIF"):
         zeros = max((_zeros_at_end(content) for kind, content, _ in _boxes(data) if kind == b"mdat"), default=0)
-        # These may be padded, and stand at the end.
-        allowed = max(_zeros_at_end(image.info.get(name) or b"") for name in ("exif", "xmp"))
+        allowed = _padding(image)
     if zeros > max(ZEROS, allowed):
         raise truncated()
 
@@ -71,6 +70,16 @@ def _check_png(data: bytes) -> None:
             raise ImageError("unreadable", "The picture is damaged: a checksum in it is wrong.")
         place = end + 4
     raise truncated()
+
+
+def _padding(image: Image.Image) -> int:
+    """Zeros that end the EXIF or XMP of any of a file's pictures: these may stand behind what is coded."""
+    first, most = image.tell(), 0
+    for frame in range(getattr(image, "n_frames", 1) if image.format == "HEIF" else 1):
+        image.seek(frame)
+        most = max(most, *(_zeros_at_end(image.info.get(name) or b"") for name in ("exif", "xmp")))
+    image.seek(first)
+    return most
 
 
 def _webp_frame(data: memoryview, start: int = 12) -> tuple[bytes, memoryview]:

@@ -58,15 +58,16 @@ class _Worker:
 
     def submit(self, files: Shard) -> Future[Scored]:
         """Start on a shard, in a new process where this one died meanwhile. Raises what `pid` raises."""
-        self.pid()
         try:
-            self._file_started.value = monotonic()
-            return self._executor.submit(_work, files)
+            return self._submit(files)
         except BrokenProcessPool:
             self.restart()
-            self.pid()
-            self._file_started.value = monotonic()
-            return self._executor.submit(_work, files)
+            return self._submit(files)
+
+    def _submit(self, files: Shard) -> Future[Scored]:
+        self.pid()
+        self._file_started.value = monotonic()
+        return self._executor.submit(_work, files)
 
     def hangs(self) -> bool:
         """Tell whether the file that is worked on has taken too long."""

@@ -80,7 +80,7 @@ def run_dir(reports_dir: Path, archive: str) -> Path:
 
 def _reference(model_path: Path) -> pa.Table:
     try:
-        # Without threads: Arrow's may still call Python while the interpreter ends, which aborts one exit in ten.
+        # Without threads: Arrow's may still call Python while the interpreter ends, which aborts some exits.
         reference = pq.ParquetFile(pa.BufferReader(read_reference(model_path))).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ModelError(f"The reference rows of {model_path} are damaged: {error}.") from error

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pictures import encoded
 from PIL import Image, ImageCms
+from pillow_heif import HeifFile
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 GREYS = ((76,) * 3, (150,) * 3, (29,) * 3, (255,) * 3)
@@ -135,12 +136,24 @@ def _others() -> dict[str, Odd]:
         "palette.bmp": Odd(encoded(quadrants().quantize(8), "BMP")),
         "plain.heic": Odd(encoded(quadrants(4), "HEIF", quality=95)),
         "padded-exif.heic": Odd(encoded(quadrants(4), "HEIF", quality=95, exif=exif(1).tobytes() + bytes(4000))),
+        "padded-exif-of-a-second.heic": Odd(_two_with_padding()),
         "flat-below.webp": Odd(encoded(_flat_below(), "WEBP", quality=100, method=0), colours=None),
         "flat.webp": Odd(encoded(Image.new("RGB", (3000, 2000), "white"), "WEBP", quality=1), colours=(WHITE,) * 4),
         "turned.heic": Odd(encoded(turned(quadrants(4), 6), "HEIF", quality=95, exif=exif(6).tobytes())),
         "plain.avif": Odd(encoded(quadrants(4), "AVIF", quality=95)),
         "turned.avif": Odd(encoded(turned(quadrants(4), 3), "AVIF", quality=95, exif=exif(3).tobytes())),
     }
+
+
+def _two_with_padding() -> bytes:
+    """A HEIC of two pictures, the second with EXIF that ends in zeros, which stand at the end of the file."""
+    pictures, file = HeifFile(), io.BytesIO()
+    for padding in (0, 500):
+        image = quadrants(4)
+        image.info["exif"] = exif(1).tobytes() + bytes(padding)
+        pictures.add_from_pillow(image)
+    pictures.save(file, quality=95)
+    return file.getvalue()
 
 
 def _flat_below() -> Image.Image:
