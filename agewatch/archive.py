@@ -34,17 +34,22 @@ class FileRef:
     bytes: int | None
     mtime_ns: int | None
 
-    def read(self, root: Path) -> builtins.bytes:
-        """Return the file's bytes. Raises ImageError with code `too_large`, `vanished`, `denied` or `unreadable`."""
+    def read(self, root: Path) -> tuple[builtins.bytes, "FileRef"]:
+        """Return the file's bytes, and a listed file as it was when it was opened: it may have changed since.
+
+        Raises ImageError with code `too_large`, `vanished`, `denied` or `unreadable`.
+        """
         if (self.bytes or 0) > MAX_BYTES:
             raise ImageError("too_large", f"The file has {self.bytes:,} bytes; the limit is {MAX_BYTES:,}.")
         try:
             # What was listed may be a pipe or a link by now: neither wait nor follow.
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_NOFOLLOW if self.mtime_ns else 0)
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_NOFOLLOW if self.mtime_ns is not None else 0)
             with open(os.open(os.path.join(os.fsencode(root), decode_path(self.path)), flags), "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                found = os.fstat(file.fileno())
+                if not stat.S_ISREG(found.st_mode):
                     raise ImageError("unreadable", "The file can't be read: it is a folder, a pipe or a device.")
-                return file.read()
+                opened = FileRef(self.path, found.st_size, found.st_mtime_ns) if self.mtime_ns is not None else self
+                return file.read(), opened
         except FileNotFoundError as error:
             raise ImageError("vanished", "The file disappeared before it could be read.") from error
         except PermissionError as error:

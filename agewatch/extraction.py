@@ -77,7 +77,7 @@ def mode_of(source: Path, labelled: Sequence[Labelled]) -> Mode:
     for item in sample[:: max(1, len(sample) // _SAMPLE)]:
         try:
             with one_pictures_misfortune():
-                rgb = decode(item.file.read(source)).rgb
+                rgb = decode(item.file.read(source)[0]).rgb
                 faces = detector(rgb)
         except ImageError:
             continue
@@ -193,7 +193,7 @@ def _extract(task: tuple[int, Labelled, Mode, float]) -> dict[str, object]:
     size = _chips.shape[1]
     record: dict[str, object] = dict.fromkeys(COLUMNS) | {"mode": mode}
     try:
-        data = item.file.read(item.source)
+        data, _ = item.file.read(item.source)
         record["content_hash"] = blake2b(data, digest_size=32).hexdigest()
         with one_pictures_misfortune():
             seen = look(data, _detector, scale=chip_scale, size=size)

@@ -181,7 +181,7 @@ def _given_up(job: Job, file: FileRef, hung: bool) -> dict[str, object]:
     did = f"took more than {FILE_SECONDS:.0f} seconds" if hung else "crashed"
     digest = None
     with suppress(ImageError):  # with its hash it counts as scored, so that it is not tried every night
-        digest = blake2b(file.read(job.root), digest_size=32).hexdigest()
+        digest = blake2b(file.read(job.root)[0], digest_size=32).hexdigest()
     return {
         "archive": job.archive, "path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns,
         "content_hash": digest, "status": "decoder_failed", "error": f"The process that read the picture {did}.",

@@ -111,7 +111,8 @@ class Scorer:
             starts()
             row = self._row(file)
             try:
-                data = file.read(self._job.root)
+                data, file = file.read(self._job.root)  # its row is of what was read
+                row |= {"bytes": file.bytes, "mtime_ns": file.mtime_ns}
                 row["content_hash"] = digest = blake2b(data, digest_size=32).hexdigest()
                 if self._is_known(digest):
                     same.append((file, digest))

@@ -42,7 +42,7 @@ def test_names_of_any_bytes_round_trip_and_are_read(tmp_path: Path, name: bytes)
     [found] = find(tmp_path).files
     assert decode_path(found.path) == name
     assert found.path.encode()  # valid UTF-8
-    assert found.read(tmp_path) == name
+    assert found.read(tmp_path) == (name, found)
 
 
 def test_a_file_larger_than_any_picture_is_refused_unread(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_listed_file_that_became_a_pipe_or_a_link_is_neither_waited_for_nor_fo
         pipe.read(tmp_path)
     with pytest.raises(ImageError, match="a symbolic link now"):
         link.read(tmp_path)
-    assert FileRef("b.jpg", None, None).read(tmp_path) == b"x"  # named by its user, not listed
+    assert FileRef("b.jpg", None, None).read(tmp_path)[0] == b"x"  # named by its user, not listed
 
 
 def test_the_log_of_a_table_is_no_picture(tmp_path: Path) -> None:

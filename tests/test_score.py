@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,7 +17,7 @@ from models import tiny_model
 from pictures import ASTRONAUT, encoded
 from PIL import Image
 
-from agewatch import predictions
+from agewatch import archive, predictions
 from agewatch.errors import UsageError
 from agewatch.model import AgeModel
 from agewatch.score import Summary, score_archive
@@ -342,3 +343,22 @@ def test_content_that_moved_away_from_a_replaced_file_is_scored_anew(run: Any, t
     summary = run(root=folder, mode="crop", workers=1)
     assert (summary.found, summary.refused) == (41, {})
     assert set(rows(tmp_path)) == {path.name for path in folder.iterdir()}
+
+
+def test_a_row_is_of_what_was_read_not_of_what_was_listed(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is replaced between listing and reading, and then restored with its old size and date."""
+    folder = many(tmp_path / "many", 1)
+    [picture] = folder.iterdir()
+    before, stat = picture.read_bytes(), picture.stat()
+    listing = archive.find(folder)
+    picture.write_bytes(encoded(Image.new("RGB", (80, 80), "white")))
+    with monkeypatch.context() as patched:
+        patched.setattr(archive, "find", lambda root: listing)
+        run(root=folder, mode="crop", workers=1)
+    picture.write_bytes(before)
+    os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    run(root=folder, mode="crop", workers=1)
+    [row] = rows(tmp_path)[picture.name]
+    assert (row["bytes"], row["content_hash"]) == (len(before), blake2b(before, digest_size=32).hexdigest())
