@@ -68,8 +68,8 @@ def _architecture(model: AgeModel) -> str:
         *(f"- {_member(member, member.weight / total)}" for member in spec.members),
         f"- Output: a distribution over the ages {labels.lowest} to {labels.highest}; the estimate is its expectation."
         f" Weights of {len(model.weights) / 1e6:.1f} MB.",
-        f"- Interval: split-conformal by {len(spec.calibration.bands)} bands of the true age (label-conditional), on"
-        f" the distribution's ranks, for {spec.calibration.coverage:.0%} coverage.",
+        f"- Interval: split-conformal by {len(spec.calibration.bands)} bands of the true age, and of the mode where it"
+        f" had faces enough, on the distribution's ranks, for {spec.calibration.coverage:.0%} coverage.",
     ]
     return "## Architecture\n\n" + "\n".join(lines) + "\n"
 

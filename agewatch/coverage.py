@@ -17,7 +17,7 @@ FLOOR, FLOOR_FACES = 0.85, 100
 
 @dataclass(frozen=True)
 class BandCoverage:
-    """Coverage (0..1) of the faces whose true age is in one band of the calibration, with its exact limits."""
+    """Coverage (0..1) of the faces whose mode and true age are of one calibration band, with its exact limits."""
 
     band: str
     n_calibration: int
@@ -45,16 +45,19 @@ def conformal_limits(n_calibration: int, n_test: int) -> tuple[float, float]:
 def coverage_by_band(frame: pd.DataFrame, calibration: Calibration, labels: Labels) -> list[BandCoverage]:
     """Coverage in every band of the calibration that has faces, then of `all` of them, with their exact limits.
 
-    The law of `all` is the convolution of the bands' laws. `frame` has columns age and covered.
+    The law of `all` is the convolution of the bands' laws. `frame` has columns age, mode and covered.
     """
     ages = frame["age"].clip(labels.lowest, labels.highest)
     inside = frame["covered"].to_numpy(bool)
     found, law = [], np.ones(1)
     for band in calibration.bands:
         place = ages.between(band.low, band.high).to_numpy(bool)
+        if band.mode:
+            place &= (frame["mode"] == band.mode).to_numpy(bool)
         if n := int(place.sum()):
             limits = conformal_limits(band.n, n)
-            found.append(BandCoverage(f"{band.low}-{band.high}", band.n, n, float(inside[place].mean()), *limits))
+            name = f"{band.low}-{band.high}" + (f", {band.mode}" if band.mode else "")
+            found.append(BandCoverage(name, band.n, n, float(inside[place].mean()), *limits))
             law = np.convolve(law, _count_law(band.n, n))
     if not found:
         return []

@@ -19,7 +19,7 @@ from agewatch.errors import LabelError
 from agewatch.extraction import extract
 from agewatch.images import RGB
 from agewatch.labels import Labelled
-from agewatch.model import read_splits
+from agewatch.model import Mode, read_splits
 from agewatch.rows import hash_key
 
 SPLITS = {"train": 0.76, "validation": 0.06, "calibration": 0.09, "test": 0.09}
@@ -65,6 +65,11 @@ class Faces:
     def true(self, split: str) -> npt.NDArray[np.float32]:
         """Labels of a split, years."""
         return self.ages(self.rows(split))
+
+    def modes(self, split: str) -> list[Mode]:
+        """How the faces of a split were found."""
+        modes: list[Mode] = self.table["mode"].iloc[self.rows(split)].to_list()
+        return modes
 
     def batches(self, split: str) -> Iterator[RGB]:
         """The chips of a split in order, up to 64 at once."""

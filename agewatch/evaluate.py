@@ -1,5 +1,6 @@
 """Metrics of age estimates, over all faces and by slices, and the calibration of their intervals."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,12 +10,14 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from agewatch.model import Band, Calibration, Floats, Labels, conformity
+from agewatch.model import Band, Calibration, Floats, Labels, Mode, conformity
 
 COVERAGE = Calibration.coverage
 """Share of true ages that intervals are made to hold."""
 MIN_BAND_FACES = 200
 """Neighbouring decades are merged until a band holds so many calibration faces."""
+MIN_MODE_FACES = 100
+"""Modes are calibrated apart where each that there is has so many calibration faces."""
 MIN_SLICE_FACES = 30
 """A slice with fewer faces is shown, but is never called the worst one."""
 CHILD = 13
@@ -160,19 +163,25 @@ def members(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
             yield dimension, str(value), rows
 
 
-def calibrate(probabilities: Floats, ages: Years, labels: Labels) -> Calibration:
-    """Label-conditional split-conformal quantiles (Vovk, 2012) by decade of the true age.
+def calibrate(probabilities: Floats, ages: Years, modes: Sequence[Mode], labels: Labels) -> Calibration:
+    """Split-conformal quantiles by mode and by decade of the true age (Mondrian and label-conditional; Vovk, 2012).
 
     probabilities: (n, bins) of faces that neither training nor selection saw. ages: (n,), clipped to the bins.
+    modes: (n,); apart, as crops and detected faces come from unlike archives: together, the many would hide the few.
     Neighbouring decades are merged until a band has MIN_BAND_FACES faces, or only one band is left.
     """
     years = np.clip(np.rint(ages).astype(int), labels.lowest, labels.highest)
     scores = conformity(probabilities)[np.arange(len(years)), years - labels.lowest]
-    bands = [
-        Band(low, high, int(inside.sum()), _conformal_quantile(scores[inside]))
-        for low, high in _bands(years, labels)
-        if (inside := (years >= low) & (years <= high)).any()
-    ]
+    counts = Counter(modes)
+    apart: list[Mode | None] = [*sorted(counts)]
+    if len(counts) < 2 or min(counts.values()) < MIN_MODE_FACES:
+        apart = [None]
+    bands = []
+    for mode in apart:
+        faces = np.array([mode in (None, of) for of in modes])
+        for low, high in _bands(years[faces], labels):
+            if (inside := faces & (years >= low) & (years <= high)).any():
+                bands.append(Band(low, high, int(inside.sum()), _conformal_quantile(scores[inside]), mode))
     return Calibration(COVERAGE, tuple(bands))
 
 

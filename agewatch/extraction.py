@@ -24,8 +24,8 @@ from agewatch.errors import AgewatchError, ImageError
 from agewatch.faces import YuNet, look
 from agewatch.images import RGB, decode, quality
 from agewatch.labels import Labelled
-from agewatch.model import PREPROCESSING_REVISION
-from agewatch.rows import Mode, one_pictures_misfortune
+from agewatch.model import PREPROCESSING_REVISION, Mode
+from agewatch.rows import one_pictures_misfortune
 
 COLUMNS = (
     "mode", "reason", "content_hash", "width", "height", "box_x", "box_y", "box_w", "box_h", "landmarks", "face_score",

@@ -11,7 +11,7 @@ from agewatch.evaluation import Evaluation
 
 _DECADES = [f"{low}-{low + 9}" for low in range(0, 80, 10)] + ["80+"]
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito's, for all eyes
-_GREY, _SHADE = "#555", "#d9e6f2"
+_GREY = "#555"
 _WIDTH, _HEIGHT, _TOP, _BOTTOM = 1000, 400, 56, 330
 _PANELS = ((60.0, 480.0), (560.0, 980.0))  # left and right end of each, pixels
 
@@ -31,7 +31,7 @@ class _Panel:
 
 
 def figure(found: Evaluation) -> str:
-    """Draw two panels: MAE by decade of every source, and the coverage of the intervals by decade, with its limits.
+    """Draw two panels: MAE by decade of every source, and the coverage of the intervals by decade.
 
     Decades with fewer than MIN_SLICE_FACES faces are left out.
     """
@@ -63,28 +63,15 @@ def _errors(found: Evaluation) -> list[str]:
 
 def _coverage(found: Evaluation) -> list[str]:
     decades = _large([part for part in found.slices if part.dimension == "age"])
-    limits = [band for band in found.bands if band.band != "all"]
-    lows = [part.coverage_low or 0.0 for part in decades] + [band.limit_low for band in limits]
+    lows = [part.coverage_low or 0.0 for part in decades]
     panel = _Panel(*_PANELS[1], float(np.floor(min([COVERAGE, *lows]) * 10) / 10), 1.0)
-    drawn = []
-    for band in limits:
-        lowest, highest = map(int, band.band.split("-"))
-        x, right = panel.x(lowest / 10), panel.x(min((highest + 1) / 10, len(_DECADES)))
-        top, bottom = panel.y(band.limit_high), panel.y(band.limit_low)
-        drawn.append(_rect(x + 1, top, right - x - 2, bottom - top, _SHADE))
     ticks = np.arange(panel.lowest, 1.001, 0.1 if panel.lowest < 0.7 else 0.05)
-    drawn += _axes(panel, "Intervals: share that holds the true age (bars: 95 % CI)", ticks, lambda tick: f"{tick:.0%}")
+    drawn = _axes(panel, "Intervals: share that holds the true age (bars: 95 % CI)", ticks, lambda tick: f"{tick:.0%}")
     drawn.append(_rule(panel, COVERAGE, 'stroke="black" stroke-dasharray="6 4"'))
     for part in decades:
         low, middle, high = (value or 0.0 for value in (part.coverage_low, part.coverage, part.coverage_high))
         drawn += _bar(panel, _DECADES.index(part.value) + 0.5, low, middle, high, _COLOURS[0])
-    below = _HEIGHT - 26
-    drawn += [
-        *_legend(panel.left, below, _COLOURS[0], "all sources"),
-        _rect(panel.left + 130, below - 10, 18, 12, _SHADE),
-        _text(panel.left + 154, below, "99 % limits of the calibration (dashed: the aim)"),
-    ]
-    return drawn
+    return drawn + _legend(panel.left, _HEIGHT - 26, _COLOURS[0], "all sources (dashed: the aim)")
 
 
 def _large(parts: Sequence[Slice]) -> list[Slice]:
@@ -116,10 +103,6 @@ def _bar(panel: _Panel, decade: float, low: float, middle: float, high: float, c
 
 def _legend(x: float, y: float, colour: str, name: str) -> list[str]:
     return [f'<circle cx="{x + 5:.1f}" cy="{y - 4:.1f}" r="4" fill="{colour}"/>', _text(x + 14, y, name)]
-
-
-def _rect(x: float, y: float, width: float, height: float, colour: str) -> str:
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>'
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12, colour: str = _GREY) -> str:

@@ -8,10 +8,11 @@ import dataclasses
 import json
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ PREPROCESSING_REVISION = 2
 """Raised whenever decoded pixels, chips or quality measures change; a golden test guards it."""
 
 Floats = npt.NDArray[np.float32]
+Mode = Literal["detect", "crop"]
+"""How faces are found: by the detector, or each picture is one."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +83,21 @@ class Labels:
 
 @dataclass(frozen=True)
 class Band:
-    """Conformal quantile for true ages `low`..`high` (years), learnt from `n` calibration faces."""
+    """Conformal quantile for true ages `low`..`high` (years), learnt from `n` calibration faces.
+
+    These are of one mode, and the band is for that mode; None: of any.
+    """
 
     low: int
     high: int
     n: int
     quantile: float
+    mode: Mode | None = None
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Label-conditional split-conformal calibration; empty bands mean the interval is the whole range."""
+    """Split-conformal calibration by mode and true age; without bands the interval is the whole range."""
 
     coverage: float = 0.9
     bands: tuple[Band, ...] = ()
@@ -183,9 +190,13 @@ class AgeModel:
 
         return AgeNetwork.from_weights(self.spec, self.weights)
 
-    def estimate(self, probabilities: Floats) -> Ages:
-        """Turn distributions of shape (n, bins) into ages and calibrated intervals, all in years."""
-        return estimate(probabilities, self.spec.labels, self.spec.calibration)
+    def ages(self, probabilities: Floats) -> Floats:
+        """Turn distributions of shape (n, bins) into ages (n,), years."""
+        return expectation(probabilities, self.spec.labels)
+
+    def estimate(self, probabilities: Floats, modes: Sequence[Mode]) -> Ages:
+        """Turn distributions of shape (n, bins) of faces found in n modes into ages and calibrated intervals, years."""
+        return estimate(probabilities, modes, self.spec.labels, self.spec.calibration)
 
     def save(self, folder: Path) -> None:
         """Write `model.json` and `model.safetensors` into an existing folder."""
@@ -215,14 +226,20 @@ def read_splits(path: Path) -> bytes | None:
         return None
 
 
-def estimate(probabilities: Floats, labels: Labels, calibration: Calibration) -> Ages:
-    """Expectation, and the hull of the conformal set {y : score(x, y) <= quantile of y's band}, in years.
+def expectation(probabilities: Floats, labels: Labels) -> Floats:
+    """The mean of each distribution of shape (n, bins), years."""
+    return (probabilities @ labels.years).astype(np.float32)
+
+
+def estimate(probabilities: Floats, modes: Sequence[Mode], labels: Labels, calibration: Calibration) -> Ages:
+    """Expectation, and the hull of the conformal set {y : score(x, y) <= quantile of y's band in x's mode}, in years.
 
     The hull is widened to include the expectation, and falls back to it where the set is empty.
     """
     years = labels.years
-    age = (probabilities @ years).astype(np.float32)
-    inside = conformity(probabilities) <= band_quantiles(labels, calibration)
+    age = expectation(probabilities, labels)
+    quantiles = {mode: band_quantiles(labels, calibration, mode) for mode in set(modes)}
+    inside = conformity(probabilities) <= np.stack([quantiles[mode] for mode in modes])
     found = inside.any(axis=1)
     low = np.where(found, years[inside.argmax(axis=1)], age)
     high = np.where(found, years[::-1][inside[:, ::-1].argmax(axis=1)], age)
@@ -238,11 +255,12 @@ def conformity(probabilities: Floats) -> Floats:
     return np.abs(2 * below - 1).astype(np.float32)
 
 
-def band_quantiles(labels: Labels, calibration: Calibration) -> Floats:
-    """The quantile of every bin's band, shape (bins,); 1 (everything conforms) where no band covers a bin."""
+def band_quantiles(labels: Labels, calibration: Calibration, mode: Mode) -> Floats:
+    """The quantile of every bin's band in a mode, shape (bins,); 1 (everything conforms) where there is no band."""
     quantiles = np.ones(len(labels.years), dtype=np.float32)
     for band in calibration.bands:
-        quantiles[(labels.years >= band.low) & (labels.years <= band.high)] = band.quantile
+        if band.mode in (None, mode):
+            quantiles[(labels.years >= band.low) & (labels.years <= band.high)] = band.quantile
     return quantiles
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,8 @@ from agewatch.engine import EngineName, Precision, open_engine
 from agewatch.errors import ImageError
 from agewatch.faces import Face, YuNet, look
 from agewatch.images import RGB, quality
-from agewatch.model import AgeModel
+from agewatch.model import AgeModel, Mode
 from agewatch.predictions import Rows
-
-Mode = Literal["detect", "crop"]
 
 BATCH_CHIPS = 32
 """Chips that go through the network at once, whatever files they come from."""
@@ -158,7 +156,8 @@ class Scorer:
     def _with_ages(self, waiting: Sequence[tuple[dict[str, Any], RGB]]) -> Rows:
         if not waiting:
             return []
-        ages = self._model.estimate(self._engine(np.stack([chip for _, chip in waiting])))
+        distributions = self._engine(np.stack([chip for _, chip in waiting]))
+        ages = self._model.estimate(distributions, [self._job.mode] * len(waiting))
         return [
             row | {"age": float(age), "age_low": float(low), "age_high": float(high)}
             for (row, _), age, low, high in zip(waiting, ages.age, ages.low, ages.high, strict=True)

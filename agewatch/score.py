@@ -17,10 +17,10 @@ from agewatch import archive
 from agewatch.archive import FileRef, Listing
 from agewatch.engine import EngineName, Precision
 from agewatch.errors import UsageError
-from agewatch.model import AgeModel
+from agewatch.model import AgeModel, Mode
 from agewatch.pool import score_shards
 from agewatch.predictions import Rows, Stored, Writer
-from agewatch.rows import Job, Mode, Scored, hash_key, known_content
+from agewatch.rows import Job, Scored, hash_key, known_content
 
 Again = Literal["nothing", "refused", "all"]
 """What is scored although the table holds it: nothing, the refused files, or all."""

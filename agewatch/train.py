@@ -26,12 +26,12 @@ from agewatch.engine import Precision, cpu_ms_a_face, has_bf16, open_engine
 from agewatch.errors import LabelError, ModelError, UsageError
 from agewatch.evaluate import Metrics
 from agewatch.labels import read_sources
-from agewatch.model import AgeModel, Calibration, Floats, Member, Preprocessing, Spec
+from agewatch.model import AgeModel, Calibration, Floats, Member, Mode, Preprocessing, Spec
 from agewatch.network import AgeNetwork
 from agewatch.predictions import SCHEMA
 from agewatch.provenance import claim, data_hash, git_commit, library_versions
 from agewatch.recipe import TrainConfig
-from agewatch.rows import Job, Mode, Scorer, hash_key
+from agewatch.rows import Job, Scorer, hash_key
 
 Log = Callable[[str], None]
 
@@ -202,7 +202,7 @@ def _distributions(model: AgeModel, faces: Faces, split: str, run: Path, precisi
 
 
 def _ages(model: AgeModel, faces: Faces, split: str, run: Path, precision: Precision = "f32") -> Floats:
-    return model.estimate(_distributions(model, faces, split, run, precision)).age
+    return model.ages(_distributions(model, faces, split, run, precision))
 
 
 def _comparison(models: dict[str, AgeModel], faces: Faces, run: Path) -> dict[str, list[Metrics]]:
@@ -229,13 +229,13 @@ def _comparison(models: dict[str, AgeModel], faces: Faces, run: Path) -> dict[st
 
 def _calibrated(model: AgeModel, faces: Faces, run: Path) -> AgeModel:
     found = _distributions(model, faces, "calibration", run)
-    calibration = evaluate.calibrate(found, faces.true("calibration"), model.spec.labels)
+    calibration = evaluate.calibrate(found, faces.true("calibration"), faces.modes("calibration"), model.spec.labels)
     return AgeModel(replace(model.spec, calibration=calibration), model.weights)
 
 
 def _metrics(model: AgeModel, faces: Faces, run: Path) -> dict[str, Any]:
     """The intervals on the held-out faces, and what bf16 does there, years; empty where this CPU can't tell."""
-    found = model.estimate(_distributions(model, faces, "test", run))
+    found = model.estimate(_distributions(model, faces, "test", run), faces.modes("test"))
     true = faces.true("test")
     interval = {
         "coverage": float(evaluate.covered(found.low, found.high, true, model.spec.labels).mean()),

@@ -47,7 +47,7 @@ def main() -> None:
 
 def _ages(model: AgeModel, engine: Engine, chips: RGB) -> Floats:
     batches = [chips[start : start + BATCH] for start in range(0, len(chips), BATCH)]
-    return np.concatenate([model.estimate(engine(batch)).age for batch in batches])
+    return np.concatenate([model.ages(engine(batch)) for batch in batches])
 
 
 if __name__ == "__main__":

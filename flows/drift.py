@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from agewatch import store
-from agewatch.rows import Mode
+from agewatch.model import Mode
 from agewatch.settings import Settings
 from monitoring import drift
 from monitoring.verdict import Verdict, amount

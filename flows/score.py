@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from agewatch import score, store
-from agewatch.rows import Mode
+from agewatch.model import Mode
 from agewatch.score import Summary
 from agewatch.settings import Settings
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -17,15 +17,15 @@ from agewatch.engine import Precision, open_engine
 from agewatch.errors import ImageError, UsageError
 from agewatch.faces import YuNet, look
 from agewatch.images import RGB
-from agewatch.model import AgeModel
+from agewatch.model import AgeModel, Mode
 
 CHIPS_AT_ONCE = 64
 """At most so many faces go through the network at once; it bounds memory, not the batch."""
 
 _STATUS = {"too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "unsupported": HTTPStatus.UNSUPPORTED_MEDIA_TYPE}
 
-Answer = tuple[HTTPStatus, dict[str, Any], list[RGB]]
-"""Status, JSON object, and the chips whose ages it still waits for."""
+Answer = tuple[HTTPStatus, dict[str, Any], list[tuple[RGB, Mode]]]
+"""Status, JSON object, and the chips, with their mode, whose ages it still waits for."""
 
 logger = logging.getLogger(__name__)
 
@@ -83,23 +83,24 @@ class AgeHandler:
             return _failed()
         found = [{"box": list(face.box), "score": face.score} for face in seen.faces]
         body = {"model": self._model.id, "width": seen.width, "height": seen.height, "faces": found}
-        return HTTPStatus.OK, body, seen.chips
+        return HTTPStatus.OK, body, [(chip, mode) for chip in seen.chips]
 
-    def _ages(self, chips: list[RGB]) -> Iterator[dict[str, float]]:
-        for start in range(0, len(chips), CHIPS_AT_ONCE):
-            ages = self._model.estimate(self._engine(np.stack(chips[start : start + CHIPS_AT_ONCE])))
+    def _ages(self, waiting: list[tuple[RGB, Mode]]) -> Iterator[dict[str, float]]:
+        for start in range(0, len(waiting), CHIPS_AT_ONCE):
+            chips, modes = zip(*waiting[start : start + CHIPS_AT_ONCE], strict=True)
+            ages = self._model.estimate(self._engine(np.stack(chips)), modes)
             for age, low, high in zip(ages.age, ages.low, ages.high, strict=True):
                 yield {"age": float(age), "age_low": float(low), "age_high": float(high)}
 
 
-def _mode(row: dict[str, Any], headers: dict[str, Any]) -> str:
+def _mode(row: dict[str, Any], headers: dict[str, Any]) -> Mode:
     # Headers come spelt as the client did; a form's fields appear among them as dicts.
     headers = {name.lower(): text for name, text in headers.items() if isinstance(text, str)}
     mode = row.get("faces", headers.get("faces", "detect"))
     text = mode.decode(errors="replace") if isinstance(mode, bytes | bytearray) else str(mode)
-    if text not in ("detect", "crop"):
+    if text not in get_args(Mode):
         raise UsageError(f"faces is detect or crop, not {text!r}.")
-    return text
+    return cast(Mode, text)
 
 
 def _picture(row: dict[str, Any]) -> bytes:

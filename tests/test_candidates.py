@@ -34,7 +34,7 @@ def linear(seed: int) -> Linear:
 
 def ages(model: AgeModel, cache: Path, engine: str) -> np.ndarray:
     opened = open_engine(model, cache=cache, engine=engine, precision="f32")  # type: ignore[arg-type]
-    return model.estimate(opened(CHIPS)).age
+    return model.ages(opened(CHIPS))
 
 
 def of_all_kinds() -> AgeModel:
@@ -129,7 +129,7 @@ def test_the_ensemble_stacks_networks_and_regressions(cache: Path) -> None:
 
     def predicted(model: AgeModel) -> np.ndarray:
         engine = open_engine(model, cache=cache, engine="openvino", precision="f32")
-        return model.estimate(engine(faces.chips[faces.rows("validation")])).age
+        return model.ages(engine(faces.chips[faces.rows("validation")]))
 
     model, mae = ensemble_model(SPEC, [network(1), network(2)], faces, predicted)
     assert sum(part.weight for part in model.spec.members) == pytest.approx(1)
@@ -140,5 +140,5 @@ def test_the_ensemble_stacks_networks_and_regressions(cache: Path) -> None:
 def test_a_mirrored_network_gives_a_face_and_its_mirror_image_one_age(cache: Path) -> None:
     model = cnn_model(SPEC, network(1), mirrored=True)
     engine = open_engine(model, cache=cache, engine="openvino", precision="f32")
-    turned = model.estimate(engine(np.ascontiguousarray(CHIPS[:, :, ::-1]))).age
-    assert turned == pytest.approx(model.estimate(engine(CHIPS)).age, abs=1e-3)
+    turned = model.ages(engine(np.ascontiguousarray(CHIPS[:, :, ::-1])))
+    assert turned == pytest.approx(model.ages(engine(CHIPS)), abs=1e-3)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from crepes import ConformalClassifier
-from test_evaluate import simulated
+from test_evaluate import CROPS, simulated
 
 from agewatch.coverage import conformal_limits, coverage_by_band, floor, too_low
 from agewatch.evaluate import COVERAGE, Slice, calibrate, covered
@@ -15,7 +15,7 @@ LABELS = Labels()
 
 def test_the_sets_before_the_hull_are_those_of_crepes() -> None:
     probabilities, ages = simulated(3000, 1)
-    calibration = calibrate(probabilities, ages, LABELS)
+    calibration = calibrate(probabilities, ages, CROPS * len(ages), LABELS)
     assert len(calibration.bands) > 3
     band_of = np.searchsorted([band.low for band in calibration.bands], LABELS.years, side="right") - 1
     scores = conformity(probabilities)[np.arange(len(ages)), ages]
@@ -25,12 +25,12 @@ def test_the_sets_before_the_hull_are_those_of_crepes() -> None:
     every = conformity(new)
     bins = np.tile(band_of, len(new))
     p_values = theirs.predict_p(every.reshape(-1, 1), bins=bins, smoothing=False).reshape(every.shape)
-    own = every <= band_quantiles(LABELS, calibration)
+    own = every <= band_quantiles(LABELS, calibration, "crop")
     # p = 1 - COVERAGE exactly is outside by the definition of the set, and inside in crepes' predict_set.
     assert (own == (p_values > 1 - COVERAGE + 1e-9)).all()
     assert 0.1 < own.mean() < 0.6
 
-    found = estimate(new, LABELS, calibration)
+    found = estimate(new, CROPS * len(new), LABELS, calibration)
     hull = (found.low[:, None] <= LABELS.years) & (LABELS.years <= found.high[:, None])
     assert (hull >= own).all()
 
@@ -55,7 +55,7 @@ def test_limits_of_one_band_are_passed_at_their_rate() -> None:
 def test_limits_of_all_bands_are_passed_at_their_rate() -> None:
     calibration = Calibration(COVERAGE, (Band(0, 49, 250, 0.9), Band(50, 100, 40, 0.9)))
     sizes = (300, 200)
-    frame = pd.DataFrame({"age": np.repeat([20, 110], sizes), "covered": np.arange(500) % 10 > 0})
+    frame = pd.DataFrame({"age": np.repeat([20, 110], sizes), "mode": "crop", "covered": np.arange(500) % 10 > 0})
     *bands, everything = coverage_by_band(frame, calibration, LABELS)
     assert [(band.band, band.n_calibration, band.n) for band in bands] == [("0-49", 250, 300), ("50-100", 40, 200)]
     assert (everything.band, everything.n_calibration, everything.n, everything.coverage) == ("all", 290, 500, 0.9)
@@ -71,17 +71,25 @@ def test_limits_of_all_bands_are_passed_at_their_rate() -> None:
 def test_a_calibration_of_too_few_faces_covers_all() -> None:
     assert conformal_limits(5, 50) == (1, 1)
     assert conformal_limits(0, 50) == (1, 1)
-    frame = pd.DataFrame({"age": [3], "covered": [True]})
+    frame = pd.DataFrame({"age": [3], "mode": ["crop"], "covered": [True]})
     assert coverage_by_band(frame, Calibration(), LABELS) == []
 
 
 def test_intervals_of_simulated_faces_are_within_the_lower_limits() -> None:
-    calibration = calibrate(*simulated(4000, 3), LABELS)
+    calibration = calibrate(*simulated(4000, 3), CROPS * 4000, LABELS)
     probabilities, ages = simulated(6000, 4)
-    found = estimate(probabilities, LABELS, calibration)
-    frame = pd.DataFrame({"age": ages, "covered": covered(found.low, found.high, ages, LABELS)})
+    found = estimate(probabilities, CROPS * 6000, LABELS, calibration)
+    frame = pd.DataFrame({"age": ages, "mode": "crop", "covered": covered(found.low, found.high, ages, LABELS)})
     for band in coverage_by_band(frame, calibration, LABELS):
         assert band.coverage >= band.limit_low, band
+
+
+def test_bands_of_a_mode_are_held_against_its_own_faces() -> None:
+    calibration = Calibration(COVERAGE, (Band(0, 100, 300, 0.9, "crop"), Band(0, 100, 120, 0.9, "detect")))
+    modes = ["crop"] * 40 + ["detect"] * 10
+    frame = pd.DataFrame({"age": 30, "mode": modes, "covered": [mode == "crop" for mode in modes]})
+    found = [(band.band, band.n, band.coverage) for band in coverage_by_band(frame, calibration, LABELS)]
+    assert found == [("0-100, crop", 40, 1.0), ("0-100, detect", 10, 0.0), ("all", 50, 0.8)]
 
 
 def test_a_decade_is_too_low_two_deviations_below_the_floor() -> None:

@@ -29,7 +29,7 @@ def test_openvino_and_torch_give_the_same_ages(model: AgeModel, cache: Path) -> 
     torch = open_engine(model, cache=cache, engine="torch")
     assert ours.name == "openvino-f32"
     assert torch.name.startswith("torch-")
-    first, second = model.estimate(ours(some)), model.estimate(torch(some))
+    first, second = model.estimate(ours(some), ["crop"] * 5), model.estimate(torch(some), ["crop"] * 5)
     assert np.ptp(first.age) > 0.1
     assert first.age == pytest.approx(second.age, abs=0.01)
     assert ours(some).sum(axis=1) == pytest.approx(np.ones(5), abs=1e-4)
@@ -37,8 +37,8 @@ def test_openvino_and_torch_give_the_same_ages(model: AgeModel, cache: Path) -> 
 
 def test_a_face_has_its_age_whatever_stands_beside_it_in_the_batch(model: AgeModel, cache: Path) -> None:
     engine = open_engine(model, cache=cache, precision="f32")
-    together = model.estimate(engine(chips(7))).age
-    alone = [model.estimate(engine(chip[None])).age[0] for chip in chips(7)]
+    together = model.ages(engine(chips(7)))
+    alone = [model.ages(engine(chip[None]))[0] for chip in chips(7)]
     assert together == pytest.approx(alone, abs=0.01)
 
 

@@ -7,6 +7,7 @@ from scipy import stats
 
 from agewatch.evaluate import (
     MIN_BAND_FACES,
+    MIN_MODE_FACES,
     MIN_SLICE_FACES,
     as_markdown,
     as_records,
@@ -19,7 +20,9 @@ from agewatch.evaluate import (
     slices,
     worst_slice,
 )
-from agewatch.model import Labels, estimate
+from agewatch.model import Labels, Mode, estimate
+
+CROPS: list[Mode] = ["crop"]
 
 
 def test_metrics_of_known_errors() -> None:
@@ -51,11 +54,11 @@ def simulated(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_intervals_hold_their_coverage_overall_and_by_age() -> None:
-    calibration = calibrate(*simulated(4000, 1), Labels())
+    calibration = calibrate(*simulated(4000, 1), CROPS * 4000, Labels())
     assert all(band.n >= MIN_BAND_FACES for band in calibration.bands)
     assert [band.low for band in calibration.bands][1:] == [band.high + 1 for band in calibration.bands][:-1]
     probabilities, ages = simulated(8000, 2)
-    found = estimate(probabilities, Labels(), calibration)
+    found = estimate(probabilities, CROPS * len(ages), Labels(), calibration)
     assert covered(found.low, found.high, ages, Labels()).mean() >= 0.89
     for low in range(0, 100, 20):
         inside = (ages >= low) & (ages < low + 20)
@@ -65,13 +68,29 @@ def test_intervals_hold_their_coverage_overall_and_by_age() -> None:
 
 def test_few_calibration_faces_give_one_honest_band() -> None:
     probabilities, ages = simulated(5, 1)
-    [band] = calibrate(probabilities, ages, Labels()).bands
-    assert (band.low, band.high, band.n, band.quantile) == (0, 100, 5, 1.0)
+    [band] = calibrate(probabilities, ages, CROPS * 5, Labels()).bands
+    assert (band.low, band.high, band.n, band.quantile, band.mode) == (0, 100, 5, 1.0, None)
+
+
+@pytest.mark.parametrize(("n_detect", "apart"), [(MIN_MODE_FACES, True), (MIN_MODE_FACES - 1, False)])
+def test_a_mode_with_faces_enough_has_intervals_of_its_own(n_detect: int, apart: bool) -> None:
+    random = np.random.default_rng(4)
+    modes: list[Mode] = ["detect"] * n_detect + ["crop"] * 1500
+    errors = random.normal(0, np.where(np.array(modes) == "detect", 15, 4))
+    ages = random.integers(40, 60, len(modes))
+    bells = np.exp(-((np.arange(101) - (ages + errors)[:, None]) ** 2) / (2 * 10**2))
+    probabilities = (bells / bells.sum(axis=1, keepdims=True)).astype(np.float32)
+    calibration = calibrate(probabilities, ages, modes, Labels())
+    assert {band.mode for band in calibration.bands} == ({"detect", "crop"} if apart else {None})
+    found = estimate(probabilities, modes, Labels(), calibration)
+    inside = covered(found.low, found.high, ages, Labels())
+    assert (inside[:n_detect].mean() >= 0.9) == apart
+    assert inside[n_detect:].mean() >= 0.9
 
 
 def test_ages_above_the_bins_count_as_their_end() -> None:
     probabilities = np.eye(101, dtype=np.float32)[[100, 100]]
-    [band] = calibrate(probabilities, np.array([105.0, 100.0]), Labels()).bands
+    [band] = calibrate(probabilities, np.array([105.0, 100.0]), CROPS * 2, Labels()).bands
     assert band.n == 2
     assert covered(np.array([99.0]), np.array([100.0]), np.array([116.0]), Labels()).all()
 

@@ -82,10 +82,10 @@ def one_hot(*ages: int) -> np.ndarray:
 def test_age_is_the_expectation_and_lies_in_its_interval() -> None:
     two_peaks = ((one_hot(20) + 3 * one_hot(60)) / 4).astype(np.float32)
     for quantile in (0.0, 0.3, 0.9, 1.0):
-        found = estimate(two_peaks, Labels(), Calibration(0.9, (Band(0, 100, 500, quantile),)))
+        found = estimate(two_peaks, ["crop"], Labels(), Calibration(0.9, (Band(0, 100, 500, quantile),)))
         assert found.age[0] == pytest.approx(50)
         assert found.low[0] <= found.age[0] <= found.high[0]
-    everything = estimate(two_peaks, Labels(), Calibration())
+    everything = estimate(two_peaks, ["crop"], Labels(), Calibration())
     assert (everything.low[0], everything.high[0]) == (0, 100)
 
 
@@ -93,12 +93,21 @@ def test_a_larger_quantile_gives_a_wider_interval_and_bands_differ() -> None:
     years = np.arange(101)
     bell = np.exp(-((years - 40) ** 2) / 50)[None].astype(np.float32)
     bell /= bell.sum()
-    narrow, wide = (estimate(bell, Labels(), Calibration(0.9, (Band(0, 100, 500, q),))) for q in (0.5, 0.95))
+    narrow, wide = (estimate(bell, ["crop"], Labels(), Calibration(0.9, (Band(0, 100, 500, q),))) for q in (0.5, 0.95))
     assert wide.low[0] < narrow.low[0] < 40 < narrow.high[0] < wide.high[0]
     bands = Calibration(0.9, (Band(0, 39, 500, 0.0), Band(40, 100, 500, 0.95)))
-    assert estimate(bell, Labels(), bands).high[0] == wide.high[0]
-    assert estimate(bell, Labels(), bands).low[0] > narrow.low[0]
-    assert band_quantiles(Labels(), bands)[39:41].tolist() == pytest.approx([0.0, 0.95])
+    assert estimate(bell, ["crop"], Labels(), bands).high[0] == wide.high[0]
+    assert estimate(bell, ["crop"], Labels(), bands).low[0] > narrow.low[0]
+    assert band_quantiles(Labels(), bands, "crop")[39:41].tolist() == pytest.approx([0.0, 0.95])
+
+
+def test_each_face_has_the_interval_of_its_mode() -> None:
+    bells = np.exp(-((np.arange(101) - 40) ** 2) / 50)[None].repeat(2, axis=0).astype(np.float32)
+    bells /= bells.sum(axis=1, keepdims=True)
+    bands = Calibration(0.9, (Band(0, 100, 500, 0.5, "crop"), Band(0, 100, 500, 0.95, "detect")))
+    found = estimate(bells, ["detect", "crop"], Labels(), bands)
+    assert found.age[0] == found.age[1]
+    assert found.low[0] < found.low[1] < found.high[1] < found.high[0]
 
 
 def test_conformity_is_zero_at_the_median_and_one_far_away() -> None:
