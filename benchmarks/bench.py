@@ -70,7 +70,7 @@ def _compare(name: str, mode: str, home: Path) -> str:
     costs: dict[str, list[float]] = {what: [] for what in (*runs, *parts)}
     busy: dict[str, list[float]] = {what: [] for what in runs}
     spawn = get_context("spawn")
-    opened = (spawn.Barrier(CORES), [file.read(root) for file in found[:FEW]], mode, home)
+    opened = (spawn.Barrier(CORES), [file.read(root)[0] for file in found[:FEW]], mode, home)
     # As many processes at once as a run has workers: alone, each would have the shared cache for itself.
     with ProcessPoolExecutor(CORES, spawn, _open_parts, opened) as processes:
         for _ in range(ROUNDS):

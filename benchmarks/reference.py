@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import create_transform  # type: ignore[attr-defined]  # public, but not re-exported by name
 from torch.utils.data import DataLoader, Dataset
 
 from agewatch.model import AgeModel

@@ -64,8 +64,8 @@ def _by_height(data: Path) -> str:
 
 
 def _by_working_side(data: Path) -> str:
-    photos = [decode(file.read(data / "photos")).rgb for file in archive.find(data / "photos").files]
-    large = [cv2.resize(rgb, (1920, 1440)) for rgb in photos[:20]]
+    photos = [decode(file.read(data / "photos")[0]).rgb for file in archive.find(data / "photos").files]
+    large: list[RGB] = [np.asarray(cv2.resize(rgb, (1920, 1440)), np.uint8) for rgb in photos[:20]]
     rows = []
     for working_side in WORKING_SIDES:
         faces.WORKING_SIDE = working_side
@@ -90,7 +90,7 @@ def _known(root: Path) -> Iterator[tuple[RGB, Box]]:
     """Pictures and their one face, as the detector sees it at full size."""
     detector, kept = YuNet(), 0
     for file in archive.find(root).files:
-        rgb = decode(file.read(root)).rgb
+        rgb = decode(file.read(root)[0]).rgb
         seen = detector(rgb)
         if len(seen) == 1:
             yield rgb, seen[0].box
