@@ -4,6 +4,7 @@ import json
 import math
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from models import tiny_model
 from pictures import ASTRONAUT, encoded, seven_faces, torn
 from PIL import Image
 
+from agewatch.model import Band, Calibration
 from agewatch.package import package
 from handler.age_handler import CHIPS_AT_ONCE, AgeHandler
 
@@ -174,6 +176,18 @@ def test_more_faces_than_one_call_takes_keep_their_order(client: Client, astrona
     alone = [ages(client.ask(row)[0][1])[0] for row in rows]
     assert together == pytest.approx(alone, abs=0.01)
     assert np.ptp(alone) > 5, "the pictures' ages hardly differ"
+
+
+def test_each_request_of_a_batch_has_the_interval_of_its_mode(
+    client: Client, faces: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = client.handler._model
+    spec = replace(model.spec, calibration=Calibration(0.9, (Band(0, 100, 500, 0.0, "crop"),)))
+    monkeypatch.setattr(client.handler, "_model", replace(model, spec=spec))
+    [(_, crop), (_, detect)] = client.ask({"body": faces["whole.png"], "faces": "crop"}, {"body": faces["whole.png"]})
+    [whole], [found] = crop["faces"], detect["faces"]
+    assert whole["age_high"] - whole["age_low"] < 5
+    assert (found["age_low"], found["age_high"]) == (0, 100), "no band is for detected faces"
 
 
 def test_an_unexpected_failure_stays_with_its_picture(
