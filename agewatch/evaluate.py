@@ -17,7 +17,7 @@ COVERAGE = Calibration.coverage
 MIN_BAND_FACES = 200
 """Neighbouring decades are merged until a band holds so many calibration faces."""
 MIN_MODE_FACES = 100
-"""Modes are calibrated apart where each that there is has so many calibration faces."""
+"""Modes are calibrated apart where each has so many faces: a coverage of 90 % then spreads by 3 points (Vovk, 2012)."""
 MIN_SLICE_FACES = 30
 """A slice with fewer faces is shown, but is never called the worst one."""
 CHILD = 13
