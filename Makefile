@@ -34,7 +34,7 @@ chromium:
 
 # The long versions of the tests of damage and of kills: some ten minutes.
 soak: install
-	AGEWATCH_SOAK=1 $(BIN)/python -m pytest -s tests/test_damage.py tests/test_kills.py
+	AGEWATCH_SOAK=1 $(BIN)/python -m pytest -s tests/scoring/test_damage.py tests/scoring/test_kills.py
 
 # What scoring costs and finds, written to benchmarks/RESULTS.md: about a quarter of an hour. AGEWATCH_DATA names real pictures.
 bench: install

@@ -1,6 +1,6 @@
 """`python -m agewatch`."""
 
-from agewatch.cli import main
+from agewatch.cli.main import main
 
 if __name__ == "__main__":
     main()

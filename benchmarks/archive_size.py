@@ -18,8 +18,8 @@ import simplejpeg
 from bench import AGEWATCH
 from results import table, write_section
 
-from agewatch.model import AgeModel, Member, Preprocessing, Spec
-from agewatch.network import AgeNetwork, to_bytes
+from agewatch.estimator.model import AgeModel, Member, Preprocessing, Spec
+from agewatch.estimator.network import AgeNetwork, to_bytes
 
 SECOND_RUN = 100_000
 FEW, MANY = 4_000, 40_000

@@ -22,14 +22,14 @@ import numpy as np
 import numpy.typing as npt
 from results import table, write_section
 
-import agewatch.engine
-from agewatch import archive
-from agewatch.engine import CHIPS_A_CALL, Precision, has_bf16, open_engine
-from agewatch.faces import DECODED_SIDE, YuNet
-from agewatch.images import decode
-from agewatch.model import AgeModel
+import agewatch.estimator.engine
+from agewatch.estimator.engine import CHIPS_A_CALL, Precision, has_bf16, open_engine
+from agewatch.estimator.faces import DECODED_SIDE, YuNet
+from agewatch.estimator.images import decode
+from agewatch.estimator.model import AgeModel
+from agewatch.release.store import resolve
+from agewatch.scoring import archive
 from agewatch.settings import Settings
-from agewatch.store import resolve
 
 ARCHIVES = {"archive_faces": "crop", "archive_portraits": "detect"}
 ROUNDS = 3
@@ -100,7 +100,7 @@ def _open_parts(together: Barrier, pictures: list[bytes], mode: str, home: Path)
     chips = np.random.default_rng(0).integers(0, 256, (max(CALLS), size, size, 3), np.uint8)
 
     def per_item(run: Callable[[], object], items: int, chips_a_call: int = CHIPS_A_CALL) -> float:
-        agewatch.engine.CHIPS_A_CALL = chips_a_call
+        agewatch.estimator.engine.CHIPS_A_CALL = chips_a_call
         together.wait()
         started = time.process_time()
         run()

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from results import table, write_section
 
-from agewatch.images import MAX_PIXELS, decode
+from agewatch.estimator.images import MAX_PIXELS, decode
 
 SIDE = 5_000
 """Pictures of SIDE x SIDE pixels."""

@@ -16,13 +16,13 @@ import torch
 from results import table, write_section
 from safetensors.torch import load_file
 
-from agewatch import finetune
-from agewatch.dataset import Faces, prepare
-from agewatch.evaluate import measure
-from agewatch.labels import read_sources
-from agewatch.model import Labels, Member, Preprocessing, Spec
-from agewatch.network import AgeNetwork
-from agewatch.recipe import TrainConfig
+from agewatch.estimator.model import Labels, Member, Preprocessing, Spec
+from agewatch.estimator.network import AgeNetwork
+from agewatch.labelled.dataset import Faces, prepare
+from agewatch.labelled.metrics import measure
+from agewatch.labelled.sources import read_sources
+from agewatch.training import finetune
+from agewatch.training.recipe import TrainConfig
 
 SOURCE, OTHERS = "archive_portraits", ("facial_age", "archive_faces")
 SHARES = (0.0, 0.25, 0.5, 1.0)

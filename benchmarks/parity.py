@@ -9,11 +9,11 @@ import numpy as np
 from bench import resolve_model
 from results import table, write_section
 
-from agewatch import archive
-from agewatch.engine import Engine, TorchEngine, has_bf16, open_engine
-from agewatch.faces import look
-from agewatch.images import RGB
-from agewatch.model import AgeModel, Floats
+from agewatch.estimator.engine import Engine, TorchEngine, has_bf16, open_engine
+from agewatch.estimator.faces import look
+from agewatch.estimator.images import RGB
+from agewatch.estimator.model import AgeModel, Floats
+from agewatch.scoring import archive
 
 FACES = 2_000
 BATCH = 32

@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import create_transform  # type: ignore[attr-defined]  # public, but not re-exported by name
 from torch.utils.data import DataLoader, Dataset
 
-from agewatch.model import AgeModel
+from agewatch.estimator.model import AgeModel
 
 
 class Pictures(Dataset[torch.Tensor]):

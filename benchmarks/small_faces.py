@@ -14,9 +14,10 @@ import numpy as np
 import skimage
 from results import table, write_section
 
-from agewatch import archive, faces
-from agewatch.faces import YuNet
-from agewatch.images import RGB, decode
+from agewatch.estimator import faces
+from agewatch.estimator.faces import YuNet
+from agewatch.estimator.images import RGB, decode
+from agewatch.scoring import archive
 
 SIDES = (12, 16, 20, 24, 28, 32, 40, 48)
 """Heights of the pasted faces, in pixels of the copy that the detector sees."""

@@ -12,8 +12,8 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from agewatch import store
-from agewatch.model import Mode
+from agewatch.estimator.model import Mode
+from agewatch.release import store
 from agewatch.settings import Settings
 from monitoring import drift
 from monitoring.verdict import Verdict, amount

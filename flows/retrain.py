@@ -13,14 +13,16 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from agewatch import evaluate, gate, store, train
 from agewatch.errors import LabelError
-from agewatch.model import AgeModel
-from agewatch.package import package
-from agewatch.recipe import TrainConfig
-from agewatch.score import unwatched
+from agewatch.estimator.model import AgeModel
+from agewatch.labelled import metrics
+from agewatch.release import gate, store
+from agewatch.release.package import package
+from agewatch.scoring.score import unwatched
 from agewatch.settings import Settings
-from agewatch.train import Trained
+from agewatch.training import train
+from agewatch.training.recipe import TrainConfig
+from agewatch.training.train import Trained
 
 
 @flow
@@ -58,13 +60,13 @@ def retrain(
 
 @task
 def train_candidates(sources: list[Path], *, start: Path, config: TrainConfig, run: Path, cache: Path) -> Trained:
-    """Train; see `agewatch.train.train`."""
+    """Train; see `agewatch.training.train.train`."""
     return train.train(sources, run=run, config=config, cache=cache, start=start, log=get_run_logger().info)
 
 
 @task
 def package_model(model_folder: Path, version: str | None, model_store: Path) -> Path:
-    """Package; see `agewatch.package.package`. `version` None is the store's next."""
+    """Package; see `agewatch.release.package.package`. `version` None is the store's next."""
     return package(model_folder, version=version or store.next_version(model_store), store=model_store)
 
 
@@ -85,7 +87,7 @@ def judge(file: Path, sources: list[Path], settings: Settings) -> str:
 
 
 def _markdown(model: str, trained: Trained, decision: str) -> str:
-    tables = [f"## Held-out faces: {name}\n\n{evaluate.as_markdown(table)}" for name, table in trained.tables.items()]
+    tables = [f"## Held-out faces: {name}\n\n{metrics.as_markdown(table)}" for name, table in trained.tables.items()]
     head = f"# {model}\n\n{decision}\n\nServed: {trained.chosen}. Ages in years. Run folder: {trained.run.resolve()}\n"
     return "\n".join([head, *tables])
 

@@ -15,9 +15,10 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from agewatch import score, store
-from agewatch.model import Mode
-from agewatch.score import Summary
+from agewatch.estimator.model import Mode
+from agewatch.release import store
+from agewatch.scoring import score
+from agewatch.scoring.score import Summary
 from agewatch.settings import Settings
 
 REPORT_SECONDS = 10.0
@@ -36,7 +37,7 @@ def score_archive(
 
     `name` is the archive's, by default its folder's; `model` is a model file, by default the store's current.
     A refused share (0..1) of the files found above `max_refused` fails the run; rows are committed whatever
-    the outcome. Raises what `agewatch.score.score_archive` raises.
+    the outcome. Raises what `agewatch.scoring.score.score_archive` raises.
     """
     settings = Settings()
     summary = score.score_archive(

@@ -13,11 +13,11 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from agewatch.engine import Precision, open_engine
 from agewatch.errors import ImageError, UsageError
-from agewatch.faces import YuNet, look
-from agewatch.images import RGB
-from agewatch.model import AgeModel, Mode
+from agewatch.estimator.engine import Precision, open_engine
+from agewatch.estimator.faces import YuNet, look
+from agewatch.estimator.images import RGB
+from agewatch.estimator.model import AgeModel, Mode
 
 CHIPS_AT_ONCE = 64
 """At most so many faces go through the network at once; it bounds memory, not the batch."""

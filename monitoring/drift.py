@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from agewatch import predictions
 from agewatch.errors import ModelError, TableError, UsageError
-from agewatch.model import AgeModel, read_reference
+from agewatch.estimator.model import AgeModel, read_reference
+from agewatch.scoring import predictions
 from monitoring import report
 from monitoring.verdict import Verdict, judge
 

@@ -1,13 +1,14 @@
 """A tiny model for tests: random but fixed weights, in the form that training leaves behind."""
 
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from agewatch.model import AgeModel, Band, Calibration, Member, Preprocessing, Spec
-from agewatch.network import AgeNetwork, to_bytes
+from agewatch.estimator.model import AgeModel, Band, Calibration, Member, Preprocessing, Spec
+from agewatch.estimator.network import AgeNetwork, to_bytes
 
 
 def tiny_model(folder: Path, seed: int = 0) -> Path:
@@ -39,3 +40,14 @@ def _tell_pictures_apart(network: AgeNetwork) -> None:
     with torch.no_grad():
         logits = member(network.normalise(noise))
         member.get_parameter("classifier.weight").mul_(2 / logits.std())
+
+
+def model_file(folder: Path, version: str) -> Path:
+    """Put a model file into a store; nothing here runs its network, so its weights are only bytes."""
+    spec = Spec("agewatch", version, (Member("test_efficientnet", 64),), Preprocessing((0, 0, 0), (1, 1, 1)))
+    folder.mkdir(exist_ok=True)
+    file = folder / f"agewatch-{version}.mar"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("model.json", spec.to_json())
+        archive.writestr("model.safetensors", f"weights of {version}")
+    return file

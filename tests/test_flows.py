@@ -28,11 +28,12 @@ from PIL import Image
 from servers import free_port, started, wait_for
 
 import flows.score  # before prefect: it turns telemetry off
-from agewatch import predictions, store
-from agewatch.model import AgeModel
-from agewatch.package import package
-from agewatch.score import score_archive
-from agewatch.serve import running
+from agewatch.estimator.model import AgeModel
+from agewatch.release import store
+from agewatch.release.package import package
+from agewatch.scoring import predictions
+from agewatch.scoring.score import score_archive
+from agewatch.serving.torchserve import running
 
 # isort: split
 

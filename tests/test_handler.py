@@ -1,4 +1,4 @@
-"""The TorchServe handler alone, with a stand-in for TorchServe's context; test_serve.py has the real one."""
+"""The TorchServe handler alone, with a stand-in for its context; serving/test_torchserve.py has the real one."""
 
 import json
 import math
@@ -14,8 +14,8 @@ from models import tiny_model
 from pictures import ASTRONAUT, encoded, seven_faces, torn
 from PIL import Image
 
-from agewatch.model import Band, Calibration
-from agewatch.package import package
+from agewatch.estimator.model import Band, Calibration
+from agewatch.release.package import package
 from handler.age_handler import CHIPS_AT_ONCE, AgeHandler
 
 

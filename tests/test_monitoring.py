@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from browser import open_page
 
-from agewatch import predictions
 from agewatch.errors import ModelError, TableError, UsageError
-from agewatch.model import AgeModel, Member, Preprocessing, Spec
+from agewatch.estimator.model import AgeModel, Member, Preprocessing, Spec
+from agewatch.scoring import predictions
 from monitoring import drift, report
 from monitoring.verdict import ColumnDrift, Verdict, judge
 

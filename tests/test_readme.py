@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agewatch import evaluate, predictions
 from agewatch.errors import REFUSAL_CODES
-from agewatch.store import read_pointer
+from agewatch.release.store import read_pointer
+from agewatch.scoring import predictions
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -55,7 +55,7 @@ def test_the_model_card_is_of_the_current_model_and_shows_its_figures() -> None:
     with zipfile.ZipFile(ROOT / "model_store" / pointer.file) as mar:
         metrics = json.loads(mar.read("model.json"))["metrics"]
     for records in metrics["held_out"].values():
-        assert evaluate.as_markdown(evaluate.from_records(records)) in CARD
+        assert metrics.as_markdown(metrics.from_records(records)) in CARD
     assert (ROOT / "model_card.svg").read_text().startswith("<svg")
 
 

@@ -1,0 +1,231 @@
+"""What the command line shows a person: progress, tables, ages at a glance. On a terminal in colour, else plain."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from agewatch.release.store import Entry
+from agewatch.scoring import predictions
+from agewatch.scoring.score import Progress, Summary, unwatched
+
+if TYPE_CHECKING:  # they bring pandas, which scoring does without
+    from agewatch.labelled.evaluate import Evaluation
+    from agewatch.release.gate import Record
+
+_LINE_SECONDS = 10.0
+_BAR_WIDTH = 30
+_PATHS = 10
+_VERDICT = {True: "passed", False: "held back"}
+_VERDICTS = {"drift": "found", "no_drift": "none", "too_little_data": "too little data for a verdict"}
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Progress]:
+    """Yield a callback that shows files/s, time left, faces and refusals: a bar, or a line now and then."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield unwatched if quiet else _lines()
+        return
+    columns = (
+        TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, detail="")
+        started = time.monotonic()
+
+        def update(done: int, total: int, counts: Counter[str]) -> None:
+            bar.update(task, completed=done, total=total, detail=_detail(done, counts, started))
+
+        yield update
+
+
+def summary(run: Summary, max_refused: float) -> None:
+    """Print the state of an archive after a run."""
+    console = Console()
+    console.print(
+        f"\n[bold]{escape(run.archive)}[/bold]  {run.model}, {run.mode}, {run.engine or 'network not needed'}"
+    )
+    for folder in run.unlisted:
+        console.print(f"[red]The folder {escape(folder)} can't be listed; its files are not counted.[/red]")
+    if not run.found:
+        console.print("No pictures were found there." + (f" {run.ignored} other files." if run.ignored else ""))
+        return
+    with_faces = run.found - run.no_face - sum(run.refused.values())
+    files = {"ok": with_faces, "no_face": run.no_face, **run.refused, "found": run.found}
+    _table(console, ("status", "files"), [(status, f"{n:,}") for status, n in files.items()], text=1, total=True)
+    rate = f", {run.faces_per_s:,.1f} faces/s" if run.faces_per_s else ""
+    console.print(
+        f"{run.faces:,} faces. {run.scored:,} files scored now, {run.skipped:,} already known, {run.ignored:,} of other"
+        f" kinds ignored, {run.disappeared:,} gone since. {run.seconds:.1f} s{rate}."
+    )
+    for path in run.disappeared_paths[:_PATHS]:
+        console.print(f"  gone: {escape(path)}", highlight=False, soft_wrap=True)
+    if run.disappeared > _PATHS:
+        console.print(f"  and {run.disappeared - _PATHS:,} more; --json lists them")
+    _ages(console, run)
+    if run.refused_share > max_refused:
+        reasons = ", ".join(f"{n} {code}" for code, n in run.refused.items())
+        console.print(
+            f"[red]{run.refused_share:.1%} refused ({reasons}), more than the {max_refused:.0%} allowed.[/red]"
+        )
+    console.print(f"Rows: {escape(run.predictions)}", soft_wrap=True)
+
+
+def drift(content: dict[str, Any]) -> None:
+    """Print a drift verdict, from the content of drift.json."""
+    console = Console()
+    console.print(
+        f"\n[bold]Drift: {_VERDICTS[content['verdict']]}.[/bold] {escape(content['reason'])}", highlight=False
+    )
+    rows = [
+        (of["name"], f"{of['distance']:.3g}", f"{of['threshold']:.3g}", of["unit"], "yes" if of["drifted"] else "no")
+        for of in content["columns"]
+    ]
+    if rows:
+        _table(console, ("column", "distance", "threshold", "unit", "drifted"), rows, text=5)
+    console.print(
+        f"{content['n_current']:,} faces against {content['n_reference']:,} of the model's reference.\n"
+        f"Report: {escape(content['report'])}",
+        soft_wrap=True,
+    )
+
+
+def models(entries: Sequence[Entry], latest: "Mapping[str, Record]") -> None:
+    """Print the models of a store, each with the latest decision about it, by model id."""
+    console = _wide()
+    if not entries:
+        console.print("The store holds no models.")
+        return
+    said = {model: f"{_VERDICT[r.decision.promote]} against {r.champion}" for model, r in latest.items()}
+    rows = [
+        ("*" if of.current else "", of.model, str(of.file), f"{of.bytes / 1e6:.1f}", said.get(of.model, ""))
+        for of in entries
+    ]
+    _table(console, ("", "model", "file", "MB", "decision"), rows, text=5)
+
+
+def evaluation(found: "Evaluation") -> None:
+    """Print an evaluation: the totals, every slice, the intervals' coverage, and what leaving out faces would gain."""
+    from agewatch.labelled.metrics import slice_row
+
+    console = _wide()
+    total, others = found.overall, ", ".join(f"{n} {status}" for status, n in found.statuses.items())
+    console.print(
+        f"\n[bold]{escape(found.model)}[/bold]  {total.n:,} faces{f'; not evaluated: {others}' if others else ''}\n"
+        f"MAE {total.mae:.2f} years (95 % CI {total.mae_low:.2f} to {total.mae_high:.2f}), bias {total.bias:+.2f},"
+        f" RMSE {total.rmse:.2f}, within 5 years {total.cs5:.1%}, balanced MAE {found.balanced_mae:.2f}",
+        highlight=False,
+    )
+    if not found.held_out:
+        console.print("Pictures that the model learnt from may be among them.")
+    if found.worst:
+        worst = escape(f"{found.worst.dimension} {found.worst.value}")
+        console.print(f"Worst slice: {worst}, MAE {found.worst.mae:.2f} years")
+    head = ("", "", "n", "MAE", "95 % CI", "bias", "coverage", "95 % CI", "width")
+    _table(console, head, map(slice_row, found.slices), text=2)
+    console.print(f"Intervals hold {found.coverage:.1%} of the true ages; {found.width:.1f} years wide on average.")
+    bands = [(of.band, f"{of.n:,}", f"{of.coverage:.1%}", of.limits) for of in found.bands]
+    _table(console, ("true age", "n", "coverage", "99 % limits"), bands, text=1)
+    for part in found.thin:
+        console.print(
+            f"[red]Too little coverage for {escape(part.value)}: {part.coverage:.1%} of {part.n} faces.[/red]"
+        )
+    risks = [(f"{of.share:.0%}", f"{of.n:,}", f"{of.mae:.2f}", f"{of.width:.0f}") for of in found.risk_coverage]
+    _table(console, ("narrowest", "n", "MAE", "widest"), risks, text=1)
+
+
+def decision(record: "Record") -> None:
+    """Print how a challenger did against the champion, and what was decided."""
+    from agewatch.release.gate import Compared
+
+    console, found = _wide(), record.decision
+    console.print(
+        f"\n[bold]{escape(record.challenger)}[/bold] against {escape(record.champion)}: {found.n:,} pictures",
+        highlight=False,
+    )
+    if not record.held_out:
+        console.print("Pictures that one of them learnt from may be among them: not both say what they learnt from.")
+    whole = Compared("all", "", found.n, found.champion, found.challenger)
+    rows = [
+        (of.dimension, of.value, f"{of.n:,}", f"{of.champion:.2f}", f"{of.challenger:.2f}", f"{of.difference:+.2f}")
+        for of in (*found.slices, whole)
+    ]
+    _table(console, ("", "", "n", "champion", "challenger", "difference"), rows, text=2, total=True)
+    console.print(
+        f"MAE in years. Difference between {found.difference_low:+.2f} and {found.difference_high:+.2f} (95 %)."
+        f" CPU ms a face: {found.cost_champion:.2f} and {found.cost_challenger:.2f}.\n"
+        f"[bold]{_VERDICT[found.promote].capitalize()}.[/bold] {escape(found.reason)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _wide() -> Console:
+    """A console whose tables keep their lines whole in a file or pipe, which has no width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=1000)
+
+
+def _table(
+    console: Console, head: Sequence[str], rows: Iterable[Sequence[str]], *, text: int, total: bool = False
+) -> None:
+    """Print a table whose first `text` columns are text and whose others are numbers; `total`: the last row is bold."""
+    grid = Table(*head, box=None, pad_edge=False)
+    for column in grid.columns[text:]:
+        column.justify = "right"
+    for row in rows:
+        grid.add_row(*map(escape, row))
+    if total:
+        grid.rows[-1].style = "bold"
+    console.print(grid)
+
+
+def _ages(console: Console, run: Summary) -> None:
+    """Faces a decade of estimated age."""
+    names = ("age", "age_low", "age_high")
+    rows = predictions.read(
+        Path(run.predictions), archive=run.archive, model=run.model, mode=run.mode, columns=names
+    ).drop_null()
+    if not len(rows):
+        return
+    ages, low, high = (rows[name].to_numpy() for name in names)
+    block = "#" if console.options.ascii_only else "█"
+    decades = np.bincount((ages // 10).astype(int))
+    console.print(f"Ages: median {np.median(ages):.0f}, 90 % intervals {np.mean(high - low):.0f} years wide on average")
+    for decade in range(int(np.flatnonzero(decades)[0]), len(decades)):
+        bar = block * round(decades[decade] / decades.max() * _BAR_WIDTH)
+        console.print(f"  {decade * 10:>3}-{decade * 10 + 9:<3} {decades[decade]:>8,} {bar}", highlight=False)
+
+
+def _detail(done: int, counts: Counter[str], started: float) -> str:
+    refused = sum(n for status, n in counts.items() if status not in ("ok", "no_face"))
+    rate = done / max(time.monotonic() - started, 1e-9)
+    return f"{rate:,.0f} files/s, {counts['ok']:,} faces, {refused:,} refused"
+
+
+def _lines() -> Progress:
+    started = last = time.monotonic()
+
+    def line(done: int, total: int, counts: Counter[str]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if not total or (now - last < _LINE_SECONDS and 0 < done < total):
+            return
+        last = now
+        left = (now - started) / done * (total - done) if done else 0.0
+        eta = f", {left:,.0f} s left" if 0 < done < total else ""
+        print(f"{done:,} of {total:,} files, {_detail(done, counts, started)}{eta}", file=sys.stderr, flush=True)
+
+    return line

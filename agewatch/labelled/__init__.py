@@ -1,0 +1,1 @@
+"""Pictures with known ages, and what is measured on them."""

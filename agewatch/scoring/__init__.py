@@ -1,0 +1,1 @@
+"""An archive -> rows: one honest row for every file."""

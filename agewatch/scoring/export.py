@@ -1,0 +1,124 @@
+"""Rows of the predictions table -> a CSV, Parquet or JSON file."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from agewatch.errors import TableError, UsageError
+from agewatch.scoring.predictions import SCHEMA, archives, mode_scored_last, scan
+
+_FLOATS = frozenset(field.name for field in SCHEMA if pa.types.is_float32(field.type))
+
+ExportFormat = Literal["csv", "parquet", "json"]
+
+
+def export(
+    folder: Path, out: Path, *, format: ExportFormat, model: str | None, archive: str | None = None,
+    statuses: Sequence[str] = (),
+) -> int:  # fmt: skip
+    """Write rows to a file, whole or not at all, and return how many.
+
+    With a model id: its rows, of each archive the mode scored last, so that each path stands once. With None: the
+    rows of all models and modes. `statuses` keeps only those. CSV follows RFC 4180 with the column names as header,
+    null as empty field and times in ISO 8601; JSON is one array of objects. Raises UsageError (no such archive) or
+    TableError (nothing stored, the table can't be read, or the file can't be written).
+    """
+    names = sorted(archives(folder))
+    if archive is not None and archive not in names:
+        raise UsageError(f"There is no archive '{archive}' in the table; it holds {', '.join(names) or 'none'}.")
+    where = _latest(folder, [archive] if archive else names, model)
+    if statuses:
+        where = where & pc.field("status").isin(list(statuses))
+    out = out.resolve()  # a link stays, its target is written
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise UsageError(f"{out} is a device, pipe or socket, which an export would replace: name a file.")
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        rows = _EXPORTERS[format](aside, scan(folder, where))
+        aside.replace(out)
+    except OSError as error:
+        raise TableError(f"{out} can't be written: {error.strerror or error}.") from error
+    finally:
+        with suppress(OSError):  # not there, or its folder is none
+            aside.unlink()
+    return rows
+
+
+def _latest(folder: Path, names: Sequence[str], model: str | None) -> ds.Expression:
+    if model is None:
+        return pc.field("archive").isin(list(names))
+    where, scored = pc.scalar(False), False
+    for name in names:
+        mode = mode_scored_last(folder, archive=name, model=model)
+        if mode is not None:
+            where = where | ((pc.field("archive") == name) & (pc.field("model") == model) & (pc.field("mode") == mode))
+            scored = True
+    if not scored:
+        raise TableError(f"The table has no rows of the model {model} there: run `agewatch score` first.")
+    return where
+
+
+def _export_csv(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    rows = 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(SCHEMA.names)
+        for batch in batches:
+            writer.writerows(zip(*(_as_text(column).to_pylist() for column in batch.columns), strict=True))
+            rows += len(batch)
+    return rows
+
+
+def _export_json(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    rows = 0
+    with path.open("w", encoding="utf-8") as file:
+        for batch in batches:
+            for row in batch.to_pylist():
+                file.write(",\n" if rows else "[\n")
+                _write_json(row, file)
+                rows += 1
+        file.write("\n]\n" if rows else "[]\n")
+    return rows
+
+
+def _write_json(row: Mapping[str, Any], file: TextIO) -> None:
+    # Through numpy's text, as float32 0.1 would otherwise print as 0.10000000149011612.
+    plain = {
+        name: float(str(np.float32(value))) if name in _FLOATS and value is not None else value
+        for name, value in row.items()
+    }
+    json.dump(plain, file, ensure_ascii=False, default=lambda time: time.isoformat().replace("+00:00", "Z"))
+
+
+def _export_parquet(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    rows = 0
+    with path.open("wb") as file, pq.ParquetWriter(file, SCHEMA) as writer:  # Arrow takes no name that is not UTF-8
+        for batch in batches:
+            writer.write_batch(batch.cast(SCHEMA))
+            rows += len(batch)
+    return rows
+
+
+_EXPORTERS: dict[str, Callable[[Path, Iterable[pa.RecordBatch]], int]] = {
+    "csv": _export_csv,
+    "parquet": _export_parquet,
+    "json": _export_json,
+}
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    """Numbers in their shortest round-trip form, times as ISO 8601 with Z."""
+    if pa.types.is_timestamp(column.type):
+        return pc.strftime(column, format="%Y-%m-%dT%H:%M:%SZ")
+    return pc.cast(column, pa.string())

@@ -1,0 +1,206 @@
+"""Shard + engine -> rows: the main path of batch scoring.
+
+Worker processes turn shards of files into rows; this process alone writes them, one commit a shard.
+"""
+
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+from agewatch.errors import UsageError
+from agewatch.estimator.engine import EngineName, Precision
+from agewatch.estimator.model import AgeModel, Mode
+from agewatch.scoring import archive
+from agewatch.scoring.archive import FileRef, Listing
+from agewatch.scoring.pool import score_shards
+from agewatch.scoring.predictions import Rows, Stored, Writer
+from agewatch.scoring.scorer import Job, Scored, hash_key, known_content
+
+Again = Literal["nothing", "refused", "all"]
+"""What is scored although the table holds it: nothing, the refused files, or all."""
+
+SHARD_FILES = 256
+"""Files a commit: small enough to lose little when killed, large enough that commits cost little."""
+
+
+@dataclass
+class Summary:
+    """State of one archive for one model and mode after a run; counts are over all files found.
+
+    `scored` files went through this run, `skipped` ones had rows already; `faces_per_s` is of this run.
+    `disappeared` files have rows and are no longer there.
+    """
+
+    archive: str
+    run_id: str
+    model: str
+    mode: Mode
+    engine: str | None
+    found: int
+    ignored: int
+    skipped: int
+    scored: int
+    faces: int
+    no_face: int
+    refused: dict[str, int]
+    disappeared: int
+    seconds: float
+    faces_per_s: float
+    predictions: str
+    exit_code: int = 0
+    unlisted: list[str] = field(default_factory=list)
+    disappeared_paths: list[str] = field(default_factory=list)
+
+    @property
+    def refused_share(self) -> float:
+        """Refused files over files found, 0..1."""
+        return sum(self.refused.values()) / max(self.found, 1)
+
+
+Progress = Callable[[int, int, Counter[str]], None]
+"""Called with files done, files to do, and counts by status (`ok` counts faces)."""
+
+
+def unwatched(_done: int, _total: int, _counts: Counter[str]) -> None:
+    """Show nothing."""
+
+
+def score_archive(
+    root: Path,
+    *,
+    model_path: Path,
+    table: Path,
+    cache: Path,
+    mode: Mode = "detect",
+    engine: EngineName = "auto",
+    precision: Precision = "auto",
+    workers: int | None = None,
+    max_refused: float = 0.05,
+    name: str | None = None,
+    again: Again = "nothing",
+    progress: Progress = unwatched,
+) -> Summary:
+    """Score every picture below `root` that the table does not hold yet, and return the archive's state.
+
+    `exit_code` of the summary is 1 where a folder can't be listed, as what it holds is not known, 3 where the refused
+    share of all files found exceeds `max_refused`, else 0; rows are committed whatever it is. Raises UsageError (no
+    such folder, archive name taken), ModelError, TableError, or AgewatchError where no worker process can start; what
+    was committed before stays.
+    """
+    started = perf_counter()
+    root = root.resolve()
+    name = name or os.fsencode(root.name).decode(errors="backslashreplace")  # as paths stand in the table
+    if not name or "/" in name or not name.isprintable():
+        raise UsageError(f"An archive's name is printable text without '/', not {name!r}: choose one with --archive.")
+    listing = archive.find(root)
+    model = AgeModel.load(model_path)
+    job = Job(root, name, model_path, mode, engine, precision, cache, _run_id())
+    writer = Writer(table, archive=name, root=root, model=model.id, mode=mode)
+    pending = [file for file in listing.files if not _is_scored(file, writer.stored.get(file.path), again)]
+    if pending:
+        writer.require_writable()
+    counts: Counter[str] = Counter()
+    done, engine_name = 0, None
+    progress(0, len(pending), counts)
+    for scored in _score(job, pending, writer, workers or len(os.sched_getaffinity(0)), again):
+        writer.write(scored.rows)
+        counts.update(row["status"] for row in scored.rows)
+        done += scored.files
+        engine_name = scored.rows[0]["engine"] if scored.rows else engine_name
+        progress(done, len(pending), counts)
+    summary = Summary(
+        archive=name,
+        run_id=job.run_id,
+        model=model.id,
+        mode=mode,
+        engine=engine_name,
+        scored=len(pending),
+        seconds=round(seconds := perf_counter() - started, 3),
+        faces_per_s=round(counts["ok"] / seconds, 1),
+        predictions=str(table.resolve()),
+        **_state(listing, writer.stored, len(pending)),
+    )
+    over_budget = summary.refused_share > max_refused
+    return replace(summary, exit_code=1 if listing.unlisted else 3 if over_budget else 0)
+
+
+def _is_scored(file: FileRef, stored: Stored | None, again: Again) -> bool:
+    """Tell whether the table's rows stand for this state of the file, by size and modification time."""
+    if stored is None or again == "all":
+        return False
+    if stored.content_hash is None and stored.status != "too_large":  # not read: `denied`, `vanished`, a bad disk
+        return False
+    if again == "refused" and stored.status not in ("ok", "no_face"):
+        return False
+    return (stored.bytes, stored.mtime_ns) == (file.bytes, file.mtime_ns)
+
+
+def _score(job: Job, pending: Sequence[FileRef], writer: Writer, workers: int, again: Again) -> Iterator[Scored]:
+    """Score shards, with the table's own rows in place of new ones for content that it holds already."""
+    if not pending:
+        return
+    size = max(16, min(SHARD_FILES, len(pending) // (workers * 8) + 1))
+    mistaken: list[FileRef] = []
+    stored = writer.stored.values() if again == "nothing" else ()
+    with known_content(hash_key(file.content_hash.hex()) for file in stored if file.content_hash) as known:
+        for scored in score_shards(replace(job, known=known), archive.shards(pending, size), workers):
+            copies, unknown = _copies(writer, scored.same, job.run_id)
+            mistaken += unknown
+            yield Scored(scored.files - len(unknown), scored.rows + copies, [])
+    yield from score_shards(job, archive.shards(mistaken, size), workers) if mistaken else ()
+
+
+def _copies(writer: Writer, same: Sequence[tuple[FileRef, str]], run_id: str) -> tuple[Rows, list[FileRef]]:
+    """Rows for files whose content the table holds, and files of which that was not true after all.
+
+    A file that was only touched keeps its rows but for the time; one that was copied or moved gets rows of its own.
+    """
+    if not same:
+        return [], []
+    holders = {file.path: writer.holder(digest, rather=file.path) for file, digest in same}
+    rows_at: dict[str, Rows] = {}
+    for row in writer.rows_of({holder for holder in holders.values() if holder is not None}):
+        rows_at.setdefault(row["path"], []).append(row)
+    copies: Rows = []
+    unknown: list[FileRef] = []
+    for file, digest in same:
+        found = [row for row in rows_at.get(holders[file.path] or "", []) if row["content_hash"] == digest]
+        if not found:
+            unknown.append(file)
+        changed: dict[str, Any] = {"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns}
+        if found and found[0]["path"] != file.path:
+            changed |= {"run_id": run_id, "scored_at": datetime.now(UTC)}
+        copies += [row | changed for row in found]
+    return copies, unknown
+
+
+def _state(listing: Listing, stored: dict[str, Stored], scored: int) -> dict[str, Any]:
+    """The part of a summary that counts what the table holds of the files found, and what it holds beyond."""
+    statuses, known, faces = Counter[str](), 0, 0
+    for file in listing.files:
+        if (state := stored.get(file.path)) is not None:
+            statuses[state.status] += 1
+            known += 1
+            faces += state.faces
+    gone = sorted(stored.keys() - {file.path for file in listing.files}) if known < len(stored) else []
+    return {
+        "found": len(listing.files),
+        "ignored": listing.ignored,
+        "skipped": len(listing.files) - scored,
+        "faces": faces,
+        "no_face": statuses["no_face"],
+        "refused": {code: n for code, n in sorted(statuses.items()) if code not in ("ok", "no_face")},
+        "disappeared": len(gone),
+        "unlisted": listing.unlisted,
+        "disappeared_paths": gone,
+    }
+
+
+def _run_id() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ-") + uuid.uuid4().hex[:6]

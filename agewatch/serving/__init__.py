@@ -1,0 +1,1 @@
+"""The model on a server of its own."""

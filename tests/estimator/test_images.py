@@ -1,0 +1,147 @@
+import io
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from pictures import encoded, torn
+from PIL import Image, ImageCms
+
+from agewatch.errors import ImageError
+from agewatch.estimator.images import decode, quality
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def quadrants() -> Image.Image:
+    """Red, green / blue, white: every turn and mirror of it looks different."""
+    image = Image.new("RGB", (64, 32))
+    for colour, corner in zip((RED, GREEN, BLUE, WHITE), ((0, 0), (32, 0), (0, 16), (32, 16)), strict=True):
+        image.paste(colour, (*corner, corner[0] + 32, corner[1] + 16))
+    return image
+
+
+def corners(data: bytes) -> list[tuple[int, ...]]:
+    rgb = decode(data).rgb
+    height, width = rgb.shape[:2]
+    points = [
+        (height // 4, width // 4),
+        (height // 4, -width // 4),
+        (-height // 4, width // 4),
+        (-height // 4, -width // 4),
+    ]
+    return [tuple(int(value) for value in rgb[point]) for point in points]
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "HEIF", "AVIF", "JPEG"])
+def test_every_format_gives_the_same_colours(form: str) -> None:
+    options = {"lossless": True} if form == "WEBP" else {"quality": 95} if form in ("HEIF", "AVIF", "JPEG") else {}
+    found = corners(encoded(quadrants(), form, **options))
+    assert np.abs(np.array(found) - [RED, GREEN, BLUE, WHITE]).max() <= 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_eight_exif_orientations_come_upright(orientation: int) -> None:
+    stored_as = {
+        1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+    }[orientation]  # fmt: skip
+    image = quadrants() if stored_as is None else quadrants().transpose(stored_as)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, "PNG", exif=exif)
+    assert corners(data) == [RED, GREEN, BLUE, WHITE]
+    assert decode(data).rgb.shape == (32, 64, 3)
+
+
+def test_alpha_is_composited_on_white() -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert decode(encoded(image)).rgb.min() == 255
+    half = Image.new("RGBA", (8, 8), (255, 0, 0, 128))
+    assert decode(encoded(half)).rgb[0, 0].tolist() == pytest.approx([255, 127, 127], abs=1)
+
+
+def test_sixteen_bits_are_scaled_to_eight() -> None:
+    levels = np.array([[0, 32896, 65535]], np.uint16)
+    rgb = decode(encoded(Image.fromarray(levels), "PNG")).rgb
+    assert rgb[0].tolist() == [[0] * 3, [128] * 3, [255] * 3]
+
+
+def test_cmyk_jpeg_and_palette_png_keep_their_colours() -> None:
+    cmyk = encoded(Image.new("RGB", (32, 32), RED).convert("CMYK"), "JPEG", quality=95)
+    assert decode(cmyk).rgb[16, 16].tolist() == pytest.approx(RED, abs=8)
+    assert corners(encoded(quadrants().convert("P"))) == [RED, GREEN, BLUE, WHITE]
+
+
+def test_an_icc_profile_is_converted_to_srgb() -> None:
+    lab = ImageCms.createProfile("LAB", 6500)
+    lightness = Image.merge("LAB", [Image.new("L", (8, 8), value) for value in (255, 128, 128)])
+    data = encoded(lightness, "TIFF", icc_profile=ImageCms.ImageCmsProfile(lab).tobytes())
+    assert decode(data).rgb.min() >= 250
+
+
+def test_a_broken_icc_profile_is_no_refusal() -> None:
+    assert corners(encoded(quadrants(), "PNG", icc_profile=b"nonsense")) == [RED, GREEN, BLUE, WHITE]
+
+
+def test_the_first_frame_of_an_animation_counts() -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, BLUE)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode(data).rgb[8, 8].tolist() == list(RED)
+
+
+def refusal(data: bytes) -> str:
+    with pytest.raises(ImageError) as found:
+        decode(data)
+    assert str(found.value).endswith(".")
+    return found.value.code
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "HEIF"])
+def test_a_torn_picture_is_refused(form: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8))
+    assert refusal(torn(encoded(noise, form))) in ("truncated", "unreadable")
+
+
+def test_a_jpeg_that_ends_early_is_truncated_even_by_little() -> None:
+    data = encoded(quadrants().resize((512, 512)), "JPEG")
+    assert refusal(data[:-40]) == "truncated"
+    assert refusal(data[: len(data) // 3]) == "truncated"
+
+
+def test_no_picture_is_unsupported_and_no_bytes_are_empty() -> None:
+    assert refusal(b"just a text") == "unsupported"
+    assert refusal(b"%PDF-1.7 and so on") == "unsupported"
+    assert refusal(b"") == "empty"
+    assert refusal(b"\x89PNG\r\n\x1a\n and then nonsense") == "unreadable"
+
+
+def test_a_decompression_bomb_is_refused_by_its_header() -> None:
+    header = bytearray(encoded(Image.new("L", (1, 1)), "BMP"))
+    header[18:26] = (60_000).to_bytes(4, "little") * 2
+    assert refusal(bytes(header)) == "too_large"
+
+
+def test_the_time_of_capture_is_utc() -> None:
+    def taken(offset: str | None) -> datetime | None:
+        exif = Image.Exif()
+        exif.get_ifd(0x8769)[0x9003] = "2020:05:01 12:30:00"
+        if offset:
+            exif.get_ifd(0x8769)[0x9011] = offset
+        return decode(encoded(quadrants(), "JPEG", exif=exif)).captured_at
+
+    assert taken(None) == datetime(2020, 5, 1, 12, 30, tzinfo=UTC)
+    assert taken("+02:00") == datetime(2020, 5, 1, 10, 30, tzinfo=UTC)
+    assert decode(encoded(quadrants())).captured_at is None
+
+
+def test_quality_of_known_chips() -> None:
+    flat = quality(np.full((32, 32, 3), 51, np.uint8))
+    assert (flat.brightness, flat.contrast, flat.sharpness) == pytest.approx((0.2, 0, 0), abs=1e-6)
+    board = np.indices((32, 32)).sum(axis=0)[..., None].repeat(3, 2) % 2 * 255
+    sharp = quality(board.astype(np.uint8))
+    assert (sharp.brightness, sharp.contrast) == pytest.approx((0.5, 0.5))
+    assert sharp.sharpness > 1
+    buffer = io.BytesIO()
+    Image.fromarray(board.astype(np.uint8)).resize((8, 8)).resize((32, 32)).save(buffer, "PNG")
+    assert quality(decode(buffer.getvalue()).rgb).sharpness < sharp.sharpness

@@ -1,0 +1,99 @@
+"""A packaged model: whole, self-describing, never overwritten."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from models import tiny_model
+
+import agewatch
+from agewatch.errors import ModelError, UsageError
+from agewatch.estimator.model import AgeModel, read_reference
+from agewatch.release.package import package
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def mar(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return package(run_folder, version="7", store=tmp_path_factory.mktemp("store"))
+
+
+def test_the_archive_holds_the_model_under_its_new_version(run_folder: Path, mar: Path) -> None:
+    assert mar.name == "agewatch-7.mar"
+    trained, packaged = AgeModel.load(run_folder), AgeModel.load(mar)
+    assert packaged.id == f"agewatch-7@{trained.hash12}"
+    assert packaged.weights == trained.weights
+    assert read_reference(mar) == (run_folder / "reference.parquet").read_bytes()
+
+
+def test_the_archive_holds_the_code_that_made_it_and_nothing_else(mar: Path) -> None:
+    code = Path(agewatch.__file__).parent
+    with zipfile.ZipFile(mar) as archive:
+        assert set(archive.namelist()) == {
+            "MAR-INF/MANIFEST.json",
+            "age_handler.py",
+            "model-config.yaml",
+            "model.json",
+            "model.safetensors",
+            "reference.parquet",
+            "splits.parquet",
+            *(f"agewatch/{source.relative_to(code)}" for source in code.rglob("*.py")),
+        }
+        assert archive.read("agewatch/errors.py") == (code / "errors.py").read_bytes()
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_DEFLATED}
+        manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
+    assert manifest == {
+        "modelName": "agewatch",
+        "modelVersion": "7",
+        "handler": "age_handler.py",
+        "configFile": "model-config.yaml",
+    }
+
+
+def test_the_handler_needs_nothing_but_the_archive(mar: Path, tmp_path: Path) -> None:
+    """TorchServe puts the unpacked archive first on the path; the handler must load from there alone."""
+    with zipfile.ZipFile(mar) as archive:
+        archive.extractall(tmp_path / "model")
+    look = "import age_handler, agewatch, sys; print(agewatch.__file__); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", look],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "model")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    origin, modules = done.stdout.splitlines()
+    assert origin == str(tmp_path / "model" / "agewatch" / "__init__.py")
+    assert not {"deltalake", "pydantic_settings", "typer", "ts"} & set(modules.split())
+
+
+def test_a_version_is_never_overwritten(run_folder: Path, mar: Path) -> None:
+    before = mar.read_bytes()
+    with pytest.raises(UsageError, match="exists already"):
+        package(run_folder, version="7", store=mar.parent)
+    assert mar.read_bytes() == before
+
+
+@pytest.mark.parametrize("version", ["", "../1", "a b", ".hidden", "ä"])
+def test_a_malformed_version_is_refused(run_folder: Path, tmp_path: Path, version: str) -> None:
+    with pytest.raises(UsageError, match="A version is made of"):
+        package(run_folder, version=version, store=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_incomplete_folder_leaves_nothing_in_the_store(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "run")
+    (folder / "reference.parquet").unlink()
+    store = tmp_path / "store"
+    store.mkdir()
+    with pytest.raises(ModelError):
+        package(folder, version="1", store=store)
+    assert not list(store.iterdir())
