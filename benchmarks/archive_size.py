@@ -18,8 +18,9 @@ import simplejpeg
 from bench import AGEWATCH
 from results import table, write_section
 
-from agewatch.estimator.model import AgeModel, Member, Preprocessing, Spec
+from agewatch.estimator.model import AgeModel
 from agewatch.estimator.network import AgeNetwork, to_bytes
+from agewatch.estimator.spec import Member, Preprocessing, Spec
 
 SECOND_RUN = 100_000
 FEW, MANY = 4_000, 40_000

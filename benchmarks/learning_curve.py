@@ -16,8 +16,8 @@ import torch
 from results import table, write_section
 from safetensors.torch import load_file
 
-from agewatch.estimator.model import Labels, Member, Preprocessing, Spec
 from agewatch.estimator.network import AgeNetwork
+from agewatch.estimator.spec import Labels, Member, Preprocessing, Spec
 from agewatch.labelled.dataset import Faces, prepare
 from agewatch.labelled.metrics import measure
 from agewatch.labelled.sources import read_sources

@@ -12,7 +12,8 @@ from results import table, write_section
 from agewatch.estimator.engine import Engine, TorchEngine, has_bf16, open_engine
 from agewatch.estimator.faces import look
 from agewatch.estimator.images import RGB
-from agewatch.estimator.model import AgeModel, Floats
+from agewatch.estimator.model import AgeModel
+from agewatch.estimator.spec import Floats
 from agewatch.scoring import archive
 
 FACES = 2_000

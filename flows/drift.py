@@ -12,7 +12,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from agewatch.estimator.model import Mode
+from agewatch.estimator.spec import Mode
 from agewatch.release import store
 from agewatch.settings import Settings
 from monitoring import drift

@@ -16,9 +16,9 @@ from prefect.states import Completed
 from agewatch.errors import LabelError
 from agewatch.estimator.model import AgeModel
 from agewatch.labelled import metrics
+from agewatch.progress import unwatched
 from agewatch.release import gate, store
 from agewatch.release.package import package
-from agewatch.scoring.score import unwatched
 from agewatch.settings import Settings
 from agewatch.training import train
 from agewatch.training.recipe import TrainConfig

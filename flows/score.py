@@ -15,7 +15,7 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from agewatch.estimator.model import Mode
+from agewatch.estimator.spec import Mode
 from agewatch.release import store
 from agewatch.scoring import score
 from agewatch.scoring.score import Summary

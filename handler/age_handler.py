@@ -17,7 +17,8 @@ from agewatch.errors import ImageError, UsageError
 from agewatch.estimator.engine import Precision, open_engine
 from agewatch.estimator.faces import YuNet, look
 from agewatch.estimator.images import RGB
-from agewatch.estimator.model import AgeModel, Mode
+from agewatch.estimator.model import AgeModel
+from agewatch.estimator.spec import Mode
 
 CHIPS_AT_ONCE = 64
 """At most so many faces go through the network at once; it bounds memory, not the batch."""

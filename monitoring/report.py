@@ -1,7 +1,6 @@
 """A verdict -> a page anyone can open (`index.html`, one file, no network) and `drift.json` for machines."""
 
 import html
-import json
 import os
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from evidently.legacy.calculations.stattests import StatTest, register_stattest
 from evidently.legacy.core import ColumnType
 from evidently.metrics import MedianValue, ValueDrift
 
+from agewatch.files import write_json, write_text
 from monitoring.verdict import ColumnDrift, Floats, Verdict, amount, measures, refused
 
 EXIT_CODES = {"no_drift": 0, "drift": 4, "too_little_data": 5}
@@ -74,8 +74,8 @@ def write(
     }
     header = _header(verdict, typical, {"Archive": archive, "Model": model, "Mode": mode})
     page = _evidently_page(verdict, before, now)
-    _replace(report.html, page.replace("<body>", f"<body>{header}", 1))
-    _replace(report.json, json.dumps(_content(verdict, report, archive, model, mode), indent=1, allow_nan=False))
+    write_text(report.html, page.replace("<body>", f"<body>{header}", 1))
+    write_json(report.json, _content(verdict, report, archive, model, mode))
     return report
 
 
@@ -93,12 +93,6 @@ def _content(verdict: Verdict, report: Report, archive: str, model: str, mode: s
         "json": str(report.json),
         "exit_code": EXIT_CODES[verdict.verdict],
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def _typical(column: ColumnDrift, measured: dict[str, Floats], table: pa.Table) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from agewatch.estimator.model import Mode
+from agewatch.estimator.spec import Mode
 
 CROPS: list[Mode] = ["crop"]
 

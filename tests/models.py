@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from agewatch.estimator.model import AgeModel, Band, Calibration, Member, Preprocessing, Spec
+from agewatch.estimator.model import AgeModel
 from agewatch.estimator.network import AgeNetwork, to_bytes
+from agewatch.estimator.spec import Band, Calibration, Member, Preprocessing, Spec
 
 
 def tiny_model(folder: Path, seed: int = 0) -> Path:

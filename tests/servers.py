@@ -1,6 +1,5 @@
 """Processes that tests start: with a log file, waited for, and always stopped with all that they started."""
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +9,12 @@ from pathlib import Path
 import httpx
 import psutil
 
+from agewatch.processes import free_ports
+
 
 def free_port() -> int:
     """Return a loopback port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from models import tiny_model
 from pictures import ASTRONAUT, encoded, seven_faces, torn
 from PIL import Image
 
-from agewatch.estimator.model import Band, Calibration
+from agewatch.estimator.spec import Band, Calibration
 from agewatch.release.package import package
 from handler.age_handler import CHIPS_AT_ONCE, AgeHandler
 

@@ -15,7 +15,8 @@ import pytest
 from browser import open_page
 
 from agewatch.errors import ModelError, TableError, UsageError
-from agewatch.estimator.model import AgeModel, Member, Preprocessing, Spec
+from agewatch.estimator.model import AgeModel
+from agewatch.estimator.spec import Member, Preprocessing, Spec
 from agewatch.scoring import predictions
 from monitoring import drift, report
 from monitoring.verdict import ColumnDrift, Verdict, judge

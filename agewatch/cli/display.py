@@ -15,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from agewatch.progress import Progress, unwatched
 from agewatch.release.store import Entry
 from agewatch.scoring import predictions
-from agewatch.scoring.score import Progress, Summary, unwatched
+from agewatch.scoring.score import Summary
 
 if TYPE_CHECKING:  # they bring pandas, which scoring does without
     from agewatch.labelled.evaluate import Evaluation

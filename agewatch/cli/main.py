@@ -8,7 +8,6 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -20,6 +19,7 @@ from agewatch import __version__
 from agewatch.cli import models
 from agewatch.cli.models import JsonOption, LabelledArgument, PrecisionOption, WorkersOption, answer, model_file
 from agewatch.errors import AgewatchError, UsageError
+from agewatch.files import now, stamp
 from agewatch.settings import Settings
 
 app = typer.Typer(
@@ -140,7 +140,7 @@ def train(
 
     settings = Settings()
     config = TrainConfig.from_toml(recipe) if recipe else TrainConfig()
-    run = out or settings.home / "train" / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    run = out or settings.home / "train" / stamp()
     start = model_file(start) if start or not config.pretrained else None
     trained = run_training(
         data, run=run, config=config, cache=settings.cache, start=start, workers=workers,
@@ -184,9 +184,9 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled pictures that it did not learn from: by age, sex, ethnicity, size and sharpness."""
     from agewatch.cli import display
+    from agewatch.files import write_json
     from agewatch.labelled import card as model_card
     from agewatch.labelled import evaluate
-    from agewatch.release.store import write_json
 
     path = model_file(model)
     learnt = set() if every else evaluate.learnt_keys(path)
@@ -330,9 +330,7 @@ def _keep_traceback() -> str:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(
-                f"\n{datetime.now(UTC).isoformat()} agewatch {__version__} {sys.argv[1:]}\n{traceback.format_exc()}"
-            )
+            file.write(f"\n{now()} agewatch {__version__} {sys.argv[1:]}\n{traceback.format_exc()}")
     except OSError:
         return "The details could not be kept."
     return f"The details are in {log}."

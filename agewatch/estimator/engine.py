@@ -14,7 +14,8 @@ import numpy as np
 
 from agewatch.errors import ModelError
 from agewatch.estimator.images import RGB
-from agewatch.estimator.model import AgeModel, Floats
+from agewatch.estimator.model import AgeModel
+from agewatch.estimator.spec import Floats
 
 EngineName = Literal["auto", "openvino", "torch"]
 Precision = Literal["auto", "f32", "bf16"]

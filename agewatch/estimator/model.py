@@ -4,154 +4,23 @@ A model file is a `.mar` (a zip that TorchServe serves) or the folder it was unp
 and `model.safetensors`. Torch is imported only when the network itself is asked for.
 """
 
-import dataclasses
 import json
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from agewatch.errors import ModelError
+from agewatch.estimator.spec import Calibration, Floats, Labels, Mode, Spec
 
 if TYPE_CHECKING:
     from agewatch.estimator.network import AgeNetwork
-
-PREPROCESSING_REVISION = 2
-"""Raised whenever decoded pixels, chips or quality measures change; a golden test guards it."""
-
-Floats = npt.NDArray[np.float32]
-Mode = Literal["detect", "crop"]
-"""How faces are found: by the detector, or each picture is one."""
-
-
-@dataclass(frozen=True)
-class Svr:
-    """A support vector regression on a member's embedding: a normal distribution around the age that it gives.
-
-    share: its part of the member's distribution, 0..1; 1 leaves the network without a head of its own. sigma: the
-    normal distribution's, years, at least 1; near the ends of the bins a smaller one is used.
-    """
-
-    share: float
-    sigma: float
-
-
-@dataclass(frozen=True)
-class Member:
-    """One timm network of the model: name, keyword arguments, input side in pixels, and its part of the distribution.
-
-    `weight` is relative to the other members'. A `mirrored` member averages a face and its mirror image.
-    """
-
-    backbone: str
-    image_size: int
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    weight: float = 1.0
-    mirrored: bool = False
-    svr: Svr | None = None
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture becomes the network's input: chip geometry, and per-channel mean and std of RGB in 0..1."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    chip_scale: float = 1.03
-    aligned: bool = False
-    revision: int = PREPROCESSING_REVISION
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The bins of the age distribution: whole years from `lowest` to `highest`, both included."""
-
-    lowest: int = 0
-    highest: int = 100
-
-    @property
-    def years(self) -> Floats:
-        """The age of each bin, shape (bins,)."""
-        return np.arange(self.lowest, self.highest + 1, dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class Band:
-    """Conformal quantile for true ages `low`..`high` (years), learnt from `n` calibration faces.
-
-    These are of one mode, and the band is for that mode; None: of any.
-    """
-
-    low: int
-    high: int
-    n: int
-    quantile: float
-    mode: Mode | None = None
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Split-conformal calibration by mode and true age; without bands the interval is the whole range."""
-
-    coverage: float = 0.9
-    bands: tuple[Band, ...] = ()
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What `model.json` holds."""
-
-    name: str
-    version: str
-    members: tuple[Member, ...]
-    preprocessing: Preprocessing
-    labels: Labels = Labels()
-    calibration: Calibration = Calibration()
-    metrics: dict[str, Any] = field(default_factory=dict)
-    data_hash: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    git_commit: str = ""
-
-    @property
-    def image_size(self) -> int:
-        """Side of a chip, pixels; all members share it."""
-        return self.members[0].image_size
-
-    def to_json(self) -> str:
-        """Serialise as `model.json`."""
-        content = dataclasses.asdict(self)
-        return json.dumps({"architecture": {"members": content.pop("members")}, **content}, indent=1, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> "Spec":
-        """Parse `model.json`. Raises ModelError where it is damaged or needs another revision of this code."""
-        try:
-            content = json.loads(text)
-            calibration = content.pop("calibration")
-            spec = cls(
-                members=tuple(map(_member, content.pop("architecture")["members"])),
-                preprocessing=_preprocessing(content.pop("preprocessing")),
-                labels=Labels(**content.pop("labels")),
-                calibration=Calibration(calibration["coverage"], tuple(Band(**band) for band in calibration["bands"])),
-                **content,
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ModelError(f"The model's model.json is damaged: {error}.") from error
-        if spec.preprocessing.revision != PREPROCESSING_REVISION or spec.preprocessing.aligned:
-            raise ModelError(
-                f"The model {spec.name}-{spec.version} needs preprocessing revision {spec.preprocessing.revision}"
-                f"{', aligned chips' if spec.preprocessing.aligned else ''}; this agewatch implements revision"
-                f" {PREPROCESSING_REVISION} without alignment. Retrain the model or use the agewatch that made it."
-            )
-        if len({member.image_size for member in spec.members}) != 1:
-            raise ModelError("The model's members need one common image_size.")
-        return spec
 
 
 @dataclass(frozen=True)
@@ -170,7 +39,7 @@ class AgeModel:
     spec: Spec
     weights: bytes = field(repr=False)
 
-    @property
+    @cached_property  # hashing 13 MB takes longer than a picture
     def hash12(self) -> str:
         """First 12 hex digits of BLAKE2b over the weights and everything that changes a prediction."""
         content = json.loads(self.spec.to_json())
@@ -262,15 +131,6 @@ def band_quantiles(labels: Labels, calibration: Calibration, mode: Mode) -> Floa
         if band.mode in (None, mode):
             quantiles[(labels.years >= band.low) & (labels.years <= band.high)] = band.quantile
     return quantiles
-
-
-def _member(content: dict[str, Any]) -> Member:
-    svr = content.get("svr")
-    return Member(**{**content, "svr": svr and Svr(**svr)})
-
-
-def _preprocessing(content: dict[str, Any]) -> Preprocessing:
-    return Preprocessing(**{**content, "mean": tuple(content["mean"]), "std": tuple(content["std"])})
 
 
 def _read(path: Path, name: str) -> bytes:

@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from agewatch.errors import ModelError
-from agewatch.estimator.model import Spec
+from agewatch.estimator.spec import Spec
 
 
 class AgeNetwork(nn.Module):

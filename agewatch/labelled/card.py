@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agewatch.estimator.model import AgeModel, Member, Spec
+from agewatch.estimator.model import AgeModel
+from agewatch.estimator.spec import Member, Spec
+from agewatch.files import write_text
 from agewatch.labelled.chart import figure
 from agewatch.labelled.coverage import FLOOR, FLOOR_FACES
 from agewatch.labelled.evaluate import Evaluation
@@ -62,8 +64,8 @@ def write(folder: Path, model_path: Path, found: Evaluation) -> None:
         _LIMITS.format(highest=spec.labels.highest),
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CARD_FILE).write_text("\n".join(section for section in sections if section))
-    (folder / FIGURE_FILE).write_text(figure(found))
+    write_text(folder / CARD_FILE, "\n".join(section for section in sections if section))
+    write_text(folder / FIGURE_FILE, figure(found))
 
 
 def _architecture(model: AgeModel) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from agewatch.estimator.model import Calibration, Labels
+from agewatch.estimator.spec import Calibration, Labels
 from agewatch.labelled.metrics import Slice, Years, conformal_rank
 
 LIMIT = 0.01

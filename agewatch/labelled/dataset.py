@@ -17,7 +17,8 @@ from scipy.sparse.csgraph import connected_components
 
 from agewatch.errors import LabelError
 from agewatch.estimator.images import RGB
-from agewatch.estimator.model import Mode, read_splits
+from agewatch.estimator.model import read_splits
+from agewatch.estimator.spec import Mode
 from agewatch.labelled.extraction import extract
 from agewatch.labelled.sources import Labelled
 from agewatch.scoring.scorer import hash_key

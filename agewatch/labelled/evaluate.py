@@ -18,10 +18,10 @@ from agewatch.labelled.dataset import drop_bad_labels, known_splits
 from agewatch.labelled.extraction import mode_of
 from agewatch.labelled.metrics import Metrics, Risk, Slice
 from agewatch.labelled.sources import read_sources
+from agewatch.progress import Progress
 from agewatch.scoring import archive
 from agewatch.scoring.archive import FileRef
 from agewatch.scoring.pool import score_shards
-from agewatch.scoring.score import Progress
 from agewatch.scoring.scorer import Job, known_content
 
 LEARNT = "learnt"

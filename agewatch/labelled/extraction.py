@@ -22,7 +22,7 @@ import pyarrow as pa
 from agewatch.errors import AgewatchError, ImageError
 from agewatch.estimator.faces import YuNet, look
 from agewatch.estimator.images import RGB, decode, quality
-from agewatch.estimator.model import PREPROCESSING_REVISION, Mode
+from agewatch.estimator.spec import PREPROCESSING_REVISION, Mode
 from agewatch.labelled.sources import Labelled
 from agewatch.scoring.archive import decode_path
 from agewatch.scoring.scorer import one_pictures_misfortune

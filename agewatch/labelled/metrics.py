@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from agewatch.estimator.model import Band, Calibration, Floats, Labels, Mode, conformity
+from agewatch.estimator.model import conformity
+from agewatch.estimator.spec import Band, Calibration, Floats, Labels, Mode
 
 COVERAGE = Calibration.coverage
 """Share of true ages that intervals are made to hold."""

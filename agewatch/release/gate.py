@@ -13,11 +13,12 @@ import pandas as pd
 from agewatch.errors import HeldBackError, LabelError, ModelError, UsageError
 from agewatch.estimator.engine import Precision, cpu_ms_a_face
 from agewatch.estimator.model import AgeModel
+from agewatch.files import now, write_json
 from agewatch.labelled import metrics
 from agewatch.labelled.evaluate import evaluate_archive, learnt_keys
+from agewatch.progress import Progress
 from agewatch.release import store
 from agewatch.release.store import Pointer
-from agewatch.scoring.score import Progress
 
 MIN_PICTURES = 200
 """Fewer pictures in all decide nothing."""
@@ -135,12 +136,12 @@ def compare(
         challenger=models[1].id,
         held_out=all(known),
         sources=dict(Counter(theirs["source"][theirs["status"] == "ok"])),
-        decided_at=store.now(),
+        decided_at=now(),
         decision=judge(theirs, own, cost_champion=costs[0], cost_challenger=costs[1]),
     )
     file = record_file(folder, models[1], models[0])
     file.parent.mkdir(parents=True, exist_ok=True)
-    store.write_json(file, asdict(record))
+    write_json(file, asdict(record))
     return record
 
 

@@ -4,15 +4,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from agewatch.errors import ModelError, UsageError
 from agewatch.estimator.model import AgeModel
+from agewatch.files import now, write_json
 
 POINTER_FILE = "current.json"
 
@@ -129,21 +127,6 @@ def read_pointer(store: Path) -> Pointer | None:
         raise ModelError(f"{file} can't be read: {error!r}.") from error
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Replace a file so that a reader, or a power cut, finds the old one or the new one whole."""
-    handle, aside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-    try:
-        with os.fdopen(handle, "w") as out:
-            json.dump(content, out, indent=1)
-            out.flush()
-            os.fchmod(out.fileno(), 0o644)  # mkstemp's 0600 would hide the file from other users
-            os.fsync(out.fileno())
-        Path(aside).replace(file)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-
-
 def _parse(content: Any) -> Pointer:
     previous = content["previous"]
     texts = {name: str(content[name]) for name in ("file", "model", "sha256", "promoted_at")}
@@ -186,8 +169,3 @@ def _version(file: Path) -> str:
 def _sha256(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def now() -> str:
-    """The time as records hold it: UTC, ISO 8601, whole seconds, with Z."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

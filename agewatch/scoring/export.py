@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -15,6 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from agewatch.errors import TableError, UsageError
+from agewatch.files import replacing
 from agewatch.scoring.predictions import SCHEMA, archives, mode_scored_last, scan
 
 _FLOATS = frozenset(field.name for field in SCHEMA if pa.types.is_float32(field.type))
@@ -42,17 +41,12 @@ def export(
     out = out.resolve()  # a link stays, its target is written
     if out.exists() and not (out.is_file() or out.is_dir()):
         raise UsageError(f"{out} is a device, pipe or socket, which an export would replace: name a file.")
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        rows = _EXPORTERS[format](aside, scan(folder, where))
-        aside.replace(out)
+        with replacing(out) as aside:
+            return _EXPORTERS[format](aside, scan(folder, where))
     except OSError as error:
         raise TableError(f"{out} can't be written: {error.strerror or error}.") from error
-    finally:
-        with suppress(OSError):  # not there, or its folder is none
-            aside.unlink()
-    return rows
 
 
 def _latest(folder: Path, names: Sequence[str], model: str | None) -> ds.Expression:

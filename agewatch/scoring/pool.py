@@ -5,15 +5,13 @@ turns, on one thread: with one worker a core no core waits for another, so a sec
 compete for the same cores (benchmarks/bench.py prints how busy they are).
 """
 
-import ctypes
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from ctypes import c_double
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +21,7 @@ from time import monotonic
 
 from agewatch.errors import AgewatchError, ImageError
 from agewatch.estimator.model import AgeModel
+from agewatch.processes import end_with_parent, uninterrupted
 from agewatch.scoring.archive import FileRef
 from agewatch.scoring.scorer import Job, Scored, Scorer
 
@@ -53,7 +52,7 @@ class _Worker:
         context = get_context("spawn")
         self._file_started = context.RawValue("d")  # by the monotonic clock, which all processes share
         self._executor = ProcessPoolExecutor(1, context, _share, (self._file_started,))
-        with _uninterrupted():
+        with uninterrupted():
             self._opened = self._executor.submit(_open, self._job)
 
     def submit(self, files: Shard) -> Future[Scored]:
@@ -218,20 +217,3 @@ def _share(file_started: c_double) -> None:
 
 def _note_start() -> None:
     _file_started.value = monotonic()
-
-
-def end_with_parent(number: signal.Signals) -> None:
-    """Ask Linux to send this process a signal when the one that started it is killed."""
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(set_parent_death_signal, number)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Block SIGINT meanwhile: workers, which start here and inherit it, leave Ctrl-C to this process."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -6,7 +6,7 @@ Worker processes turn shards of files into rows; this process alone writes them,
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,10 @@ from typing import Any, Literal
 
 from agewatch.errors import UsageError
 from agewatch.estimator.engine import EngineName, Precision
-from agewatch.estimator.model import AgeModel, Mode
+from agewatch.estimator.model import AgeModel
+from agewatch.estimator.spec import Mode
+from agewatch.files import stamp
+from agewatch.progress import Progress, unwatched
 from agewatch.scoring import archive
 from agewatch.scoring.archive import FileRef, Listing
 from agewatch.scoring.pool import score_shards
@@ -61,14 +64,6 @@ class Summary:
     def refused_share(self) -> float:
         """Refused files over files found, 0..1."""
         return sum(self.refused.values()) / max(self.found, 1)
-
-
-Progress = Callable[[int, int, Counter[str]], None]
-"""Called with files done, files to do, and counts by status (`ok` counts faces)."""
-
-
-def unwatched(_done: int, _total: int, _counts: Counter[str]) -> None:
-    """Show nothing."""
 
 
 def score_archive(
@@ -203,4 +198,4 @@ def _state(listing: Listing, stored: dict[str, Stored], scored: int) -> dict[str
 
 
 def _run_id() -> str:
-    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ-") + uuid.uuid4().hex[:6]
+    return f"{stamp()}-{uuid.uuid4().hex[:6]}"

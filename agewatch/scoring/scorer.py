@@ -17,7 +17,8 @@ from agewatch.errors import ImageError
 from agewatch.estimator.engine import EngineName, Precision, open_engine
 from agewatch.estimator.faces import Face, YuNet, look
 from agewatch.estimator.images import RGB, quality
-from agewatch.estimator.model import AgeModel, Mode
+from agewatch.estimator.model import AgeModel
+from agewatch.estimator.spec import Mode
 from agewatch.scoring.archive import FileRef
 from agewatch.scoring.predictions import Rows
 

@@ -10,10 +10,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ from PIL import Image
 from agewatch.errors import ModelError, ServeError
 from agewatch.estimator.engine import Precision
 from agewatch.estimator.model import AgeModel
-from agewatch.scoring.pool import end_with_parent
+from agewatch.processes import LOOPBACK, end_with_parent, free_ports, interrupted_by_signals, stop_group
 
 MODEL_NAME = "agewatch"
 START_SECONDS = 120.0
@@ -39,7 +38,6 @@ WAITING_REQUESTS = 1000
 TOKEN_MINUTES = 365 * 24 * 60
 """TorchServe's keys end after 60 minutes, which breaks a server in use; these die with their server."""
 
-_LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 0.25
 
 
@@ -86,14 +84,14 @@ def running(
     _refuse_taken(port)
     folder = _prepare(home.resolve() / "serve" / str(port))
     with ExitStack() as undo:
-        undo.enter_context(_interrupted_by_signals())
+        undo.enter_context(interrupted_by_signals())
         # A short path: it holds the workers' sockets, whose names have at most 108 characters.
         scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="agewatch-", ignore_cleanup_errors=True)))
-        ports = [port, *_free_ports(4)]
+        ports = [port, *free_ports(4)]
         config = _configure(mar, folder, scratch, ports, workers)
         process = _start(config, folder, scratch, home.resolve(), precision)
         undo.callback((folder / "key_file.json").unlink, missing_ok=True)  # after the stop: its tokens end with it
-        undo.callback(_stop, process)
+        undo.callback(stop_group, process, STOP_SECONDS)
         yield _wait_until_ready(process, folder, ports)
 
 
@@ -125,12 +123,12 @@ def _configure(mar: Path, folder: Path, scratch: Path, ports: list[int], workers
     shutil.copyfile(mar, store / f"{MODEL_NAME}.mar")
     inference, management, metrics, grpc_inference, grpc_management = ports
     lines = {
-        "inference_address": f"http://{_LOOPBACK}:{inference}",
-        "management_address": f"http://{_LOOPBACK}:{management}",
-        "metrics_address": f"http://{_LOOPBACK}:{metrics}",
-        "grpc_inference_address": _LOOPBACK,
+        "inference_address": f"http://{LOOPBACK}:{inference}",
+        "management_address": f"http://{LOOPBACK}:{management}",
+        "metrics_address": f"http://{LOOPBACK}:{metrics}",
+        "grpc_inference_address": LOOPBACK,
         "grpc_inference_port": grpc_inference,
-        "grpc_management_address": _LOOPBACK,
+        "grpc_management_address": LOOPBACK,
         "grpc_management_port": grpc_management,
         "model_store": store,
         "load_models": f"{MODEL_NAME}={MODEL_NAME}.mar",
@@ -206,7 +204,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", folder: Path, ports: l
             raise ServeError(f"TorchServe could not load the model; see {logs / 'model_log.log'}.")
         keys = _keys(key_file)
         if keys and _status(ports[0], keys["inference"]["key"], picture) == http.client.OK:
-            inference, management, metrics, grpc_inference, grpc_management = (f"{_LOOPBACK}:{p}" for p in ports)
+            inference, management, metrics, grpc_inference, grpc_management = (f"{LOOPBACK}:{p}" for p in ports)
             return Served(
                 inference_url=f"http://{inference}",
                 management_url=f"http://{management}",
@@ -233,7 +231,7 @@ def _keys(key_file: Path) -> dict[str, dict[str, str]] | None:
 
 def _status(port: int, token: str, picture: bytes) -> int | None:
     """Ask for one prediction; None where nothing answers. No proxy of the environment is asked."""
-    connection = http.client.HTTPConnection(_LOOPBACK, port, timeout=10)
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=10)
     try:
         headers = {"Authorization": f"Bearer {token}", "Faces": "crop"}  # so that the network runs once
         connection.request("PUT", f"/predictions/{MODEL_NAME}", picture, headers)
@@ -259,44 +257,6 @@ def _refuse_taken(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Java does
         try:
-            probe.bind((_LOOPBACK, port))
+            probe.bind((LOOPBACK, port))
         except (OSError, OverflowError) as error:
             raise ServeError(f"Port {port} can't be used: {error}; choose another with --port.") from error
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((_LOOPBACK, 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End Java and its workers, which share a process group; a second interrupt kills them at once."""
-    try:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-    finally:
-        with suppress(ProcessLookupError):  # nobody is left
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP act like Ctrl-C meanwhile; by default they would leave TorchServe behind."""
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # nohup
-                signal.signal(number, signal.default_int_handler)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

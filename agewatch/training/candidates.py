@@ -21,8 +21,9 @@ from torch import Tensor
 
 from agewatch.estimator.engine import has_bf16
 from agewatch.estimator.images import RGB
-from agewatch.estimator.model import AgeModel, Floats, Member, Spec, Svr
+from agewatch.estimator.model import AgeModel
 from agewatch.estimator.network import AgeNetwork, to_bytes
+from agewatch.estimator.spec import Floats, Member, Spec, Svr
 from agewatch.labelled.dataset import Faces
 
 SVR_PENALTIES = (1e-4, 1e-3, 1e-2)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from agewatch.estimator.engine import has_bf16
 from agewatch.estimator.network import AgeNetwork
+from agewatch.files import replacing
 from agewatch.labelled.dataset import Faces
 from agewatch.training.augment import augment
 from agewatch.training.recipe import TrainConfig
@@ -64,9 +65,8 @@ def fit(
         seconds = perf_counter() - started
         curve.append({"epoch": epoch + 1, "size": size, "loss": loss, "validation_mae": mae, "seconds": seconds})
         held = {name: part.state_dict() for name, part in parts._asdict().items()}
-        aside = checkpoint.with_suffix(".tmp")
-        torch.save(held | {"best": best, "best_mae": best_mae, "curve": curve}, aside)
-        aside.replace(checkpoint)
+        with replacing(checkpoint) as aside:
+            torch.save(held | {"best": best, "best_mae": best_mae, "curve": curve}, aside)
         pd.DataFrame(curve).to_csv(run / "curve.csv", index=False)
         # At most: as this epoch took, but for the pixels.
         left = seconds / 60 * sum((later / size) ** 2 for later in sizes[epoch + 1 :])

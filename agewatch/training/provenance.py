@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from agewatch.errors import UsageError
-from agewatch.estimator.model import Spec
-from agewatch.release.store import write_json
+from agewatch.estimator.spec import Spec
+from agewatch.files import write_json
 from agewatch.training.recipe import TrainConfig
 
 

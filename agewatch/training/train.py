@@ -1,6 +1,5 @@
 """Labelled faces -> candidates on one shared evaluation -> the model to package, in the order it runs."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,8 +19,10 @@ from torch import Tensor
 
 from agewatch.errors import LabelError, ModelError, UsageError
 from agewatch.estimator.engine import Precision, cpu_ms_a_face, has_bf16, open_engine
-from agewatch.estimator.model import AgeModel, Calibration, Floats, Member, Mode, Preprocessing, Spec
+from agewatch.estimator.model import AgeModel
 from agewatch.estimator.network import AgeNetwork
+from agewatch.estimator.spec import Calibration, Floats, Member, Mode, Preprocessing, Spec
+from agewatch.files import write_json, write_text
 from agewatch.labelled import metrics
 from agewatch.labelled.dataset import SPLITS, Faces, known_splits, prepare
 from agewatch.labelled.metrics import Metrics
@@ -105,9 +106,9 @@ def train(
         "training": _training(config, start, faces, run),
     }
     folder = _save(AgeModel(replace(model.spec, metrics=recorded), model.weights), faces, roots, earlier, run)
-    (run / "comparison.json").write_text(json.dumps(records, indent=1))
+    write_json(run / "comparison.json", records)
     text = (f"## {name}\n\n{metrics.as_markdown(table)}" for name, table in tables.items())
-    (run / "comparison.md").write_text("\n".join(text))
+    write_text(run / "comparison.md", "\n".join(text))
     return Trained(run, folder, chosen, tables)
 
 

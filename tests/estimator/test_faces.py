@@ -6,7 +6,7 @@ from PIL import Image
 
 from agewatch.estimator.faces import MIN_SCORE, Face, YuNet, _yunet_path, cut_chip, look, whole_picture
 from agewatch.estimator.images import decode, quality
-from agewatch.estimator.model import PREPROCESSING_REVISION
+from agewatch.estimator.spec import PREPROCESSING_REVISION
 
 
 def astronaut(scale: float = 1.0) -> np.ndarray:

@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 
 from agewatch.errors import ModelError
-from agewatch.estimator.model import (
-    PREPROCESSING_REVISION,
-    AgeModel,
-    Band,
-    Calibration,
-    Labels,
-    Spec,
-    band_quantiles,
-    conformity,
-    estimate,
-)
+from agewatch.estimator.model import AgeModel, band_quantiles, conformity, estimate
+from agewatch.estimator.spec import PREPROCESSING_REVISION, Band, Calibration, Labels, Spec
 
 
 def changed(model: AgeModel, **spec: object) -> AgeModel:

@@ -9,7 +9,8 @@ import pytest
 from estimates import labelled_faces
 from models import tiny_model
 
-from agewatch.estimator.model import AgeModel, Svr
+from agewatch.estimator.model import AgeModel
+from agewatch.estimator.spec import Svr
 from agewatch.labelled import card
 from agewatch.labelled.evaluate import Evaluation, summarise
 from agewatch.labelled.metrics import as_records, measure, worst_slice

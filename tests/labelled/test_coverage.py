@@ -6,7 +6,8 @@ import pytest
 from crepes import ConformalClassifier
 from estimates import CROPS, simulated
 
-from agewatch.estimator.model import Band, Calibration, Labels, band_quantiles, conformity, estimate
+from agewatch.estimator.model import band_quantiles, conformity, estimate
+from agewatch.estimator.spec import Band, Calibration, Labels
 from agewatch.labelled.coverage import conformal_limits, coverage_by_band, floor, too_low
 from agewatch.labelled.metrics import COVERAGE, Slice, calibrate, covered
 

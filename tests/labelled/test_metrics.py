@@ -6,7 +6,8 @@ import pytest
 from estimates import CROPS, labelled_faces, simulated
 from scipy import stats
 
-from agewatch.estimator.model import Labels, Mode, estimate
+from agewatch.estimator.model import estimate
+from agewatch.estimator.spec import Labels, Mode
 from agewatch.labelled.metrics import (
     MIN_BAND_FACES,
     MIN_MODE_FACES,

@@ -13,11 +13,12 @@ from models import model_file, tiny_model
 
 from agewatch.errors import HeldBackError, LabelError, ModelError, UsageError
 from agewatch.estimator.model import AgeModel
+from agewatch.files import now, write_json
 from agewatch.labelled.evaluate import evaluate_archive
+from agewatch.progress import unwatched
 from agewatch.release import gate, store
 from agewatch.release.gate import Compared, Decision, Record, judge
 from agewatch.release.package import package
-from agewatch.scoring.score import unwatched
 
 N = 1200
 
@@ -126,10 +127,10 @@ def keep(folder: Path, *, promote: bool, champion: str = "1") -> None:
     """Keep a decision about model 2 in a store."""
     models = [AgeModel.load(folder / f"agewatch-{version}.mar") for version in (champion, "2")]
     decision = Decision(promote, "Why.", 500, 4.0, 3.9, -0.2, -0.1, 1.0, 1.0, (Compared("sex", "male", 500, 4.0, 3.9),))
-    record = Record(models[0].id, models[1].id, True, {"drawn": 500}, store.now(), decision)
+    record = Record(models[0].id, models[1].id, True, {"drawn": 500}, now(), decision)
     file = gate.record_file(folder, models[1], models[0])
     file.parent.mkdir(exist_ok=True)
-    store.write_json(file, dataclasses.asdict(record))
+    write_json(file, dataclasses.asdict(record))
 
 
 def test_a_model_is_promoted_when_it_passed_against_the_current_one(folder: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from pictures import ASTRONAUT
 
-from agewatch.estimator.model import AgeModel, Band, Calibration, Mode
+from agewatch.estimator.model import AgeModel
+from agewatch.estimator.spec import Band, Calibration, Mode
 from agewatch.scoring.archive import FileRef
 from agewatch.scoring.scorer import Job, Scorer
 

@@ -10,8 +10,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from agewatch.estimator.engine import open_engine
-from agewatch.estimator.model import AgeModel, Member, Preprocessing, Spec, Svr
+from agewatch.estimator.model import AgeModel
 from agewatch.estimator.network import AgeNetwork, to_bytes
+from agewatch.estimator.spec import Member, Preprocessing, Spec, Svr
 from agewatch.labelled.dataset import Faces
 from agewatch.training import candidates
 from agewatch.training.candidates import Linear, cnn_model, ensemble_model, linear_model

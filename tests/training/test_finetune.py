@@ -8,8 +8,8 @@ import torch
 from faces_drawn import drawn_face
 
 from agewatch.estimator.images import decode
-from agewatch.estimator.model import Member, Preprocessing, Spec
 from agewatch.estimator.network import AgeNetwork
+from agewatch.estimator.spec import Member, Preprocessing, Spec
 from agewatch.labelled.dataset import Faces
 from agewatch.training.augment import augment
 from agewatch.training.finetune import epoch_order, fit, soft_labels

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from agewatch.errors import UsageError
-from agewatch.estimator.model import Member, Preprocessing, Spec
+from agewatch.estimator.spec import Member, Preprocessing, Spec
 from agewatch.training.provenance import claim
 from agewatch.training.recipe import TrainConfig
 

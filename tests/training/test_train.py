@@ -16,7 +16,8 @@ import pytest
 from faces_drawn import write_age_folders
 
 from agewatch.errors import LabelError, UsageError
-from agewatch.estimator.model import AgeModel, Member, read_reference, read_splits
+from agewatch.estimator.model import AgeModel, read_reference, read_splits
+from agewatch.estimator.spec import Member
 from agewatch.scoring import predictions
 from agewatch.scoring.scorer import hash_key
 from agewatch.training.recipe import TrainConfig

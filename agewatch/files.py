@@ -1,0 +1,57 @@
+"""Files that appear whole or not at all, and the time as records hold it."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield a new path beside `file` to write to; what is written there takes the file's place on leaving.
+
+    A reader, or a power cut, finds the old file or the new one, whole. Where the body raises, the old one stays and
+    nothing is left beside it. Raises OSError.
+    """
+    aside = file.with_name(f".{file.name}-{secrets.token_hex(4)}")
+    try:
+        yield aside
+        _sync(aside)
+        aside.replace(file)
+        _sync(file.parent)
+    finally:
+        with suppress(OSError):  # moved away, never made, or its folder is none
+            aside.unlink()
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a file by a text in UTF-8; see `replacing`."""
+    with replacing(file) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Replace a file by JSON; see `replacing`. NaN and infinity, which JSON lacks, raise ValueError."""
+    write_text(file, json.dumps(content, indent=1, allow_nan=False))
+
+
+def now() -> str:
+    """The time as records hold it: UTC, ISO 8601, whole seconds, with Z."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def stamp() -> str:
+    """The time as names of runs begin, in UTC: they sort by it."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
