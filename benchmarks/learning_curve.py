@@ -17,7 +17,7 @@ from results import table, write_section
 from safetensors.torch import load_file
 
 from agewatch.estimator.network import AgeNetwork
-from agewatch.estimator.spec import Labels, Member, Preprocessing, Spec
+from agewatch.estimator.spec import Cut, Labels, Member, Preprocessing, Spec
 from agewatch.labelled.dataset import Faces, prepare
 from agewatch.labelled.metrics import measure
 from agewatch.labelled.sources import read_sources
@@ -60,7 +60,7 @@ def _faces(data: Path, cache: Path) -> Faces:
     config = _recipe()
     labelled = read_sources([data / name for name in (*OTHERS, SOURCE)])
     scale = _spec(config).preprocessing.chip_scale
-    return prepare(labelled, size=config.image_size, chip_scale=scale, workers=2, cache=cache)
+    return prepare(labelled, Cut(config.image_size, scale), workers=2, cache=cache)
 
 
 def _point(data: Path, cache: Path, share: float) -> list[str]:

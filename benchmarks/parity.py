@@ -24,12 +24,8 @@ def main() -> None:
     """Measure, print, and write the section of RESULTS.md."""
     model = AgeModel.load(resolve_model())
     root = Path(os.environ["AGEWATCH_DATA"]) / "archive_faces"
-    scale, size = model.spec.preprocessing.chip_scale, model.spec.image_size
     chips = np.concatenate(
-        [
-            look(file.read(root)[0], None, scale=scale, size=size).chips
-            for file in islice(archive.find(root).files, FACES)
-        ]
+        [look(file.read(root)[0], None, model.spec.cut).chips for file in islice(archive.find(root).files, FACES)]
     )
     with tempfile.TemporaryDirectory() as cache:
         folder = Path(cache)

@@ -5,7 +5,6 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 # isort: split
 
 import sys
-from pathlib import Path
 
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
@@ -13,8 +12,6 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from agewatch.estimator.spec import Mode
-from agewatch.release import store
-from agewatch.settings import Settings
 from monitoring import drift
 from monitoring.verdict import Verdict, amount
 
@@ -27,22 +24,15 @@ def drift_report(archive: str | None = None, model: str | None = None, mode: Mod
     current; `mode` is by default the latest. Drift, or too little data, completes the run: its message
     starts with the verdict. Raises what `monitoring.drift.run` raises.
     """
-    settings = Settings()
-    name = drift.find_archive(archive, settings.predictions)
-    done = drift.run(
-        name,
-        model_path=store.resolve(Path(model) if model else None, settings.model_store),
-        predictions_dir=settings.predictions,
-        out_dir=drift.run_dir(settings.reports, name),
-        mode=mode,
-    )
+    done = drift.run(archive, model=model, mode=mode)
     create_link_artifact(
-        done.report.html.as_uri(),
-        link_text=str(done.report.html),
+        done.html.as_uri(),
+        link_text=str(done.html),
         key="drift-report",
-        description=f"Drift report of archive {name}, model {done.model}, mode {done.mode}",
+        description=f"Drift report of archive {done.key.archive}, model {done.key.model}, mode {done.key.mode}",
     )
-    create_markdown_artifact(_markdown(done.verdict), key="drift-verdict", description=f"Archive {name}")
+    told = f"Archive {done.key.archive}"
+    create_markdown_artifact(_markdown(done.verdict), key="drift-verdict", description=told)
     return Completed(message=f"{done.verdict.verdict}: {done.verdict.reason}")
 
 

@@ -15,10 +15,10 @@ from prefect.states import Completed
 
 from agewatch.errors import LabelError
 from agewatch.estimator.model import AgeModel
-from agewatch.labelled import metrics
-from agewatch.progress import unwatched
+from agewatch.labelled import tables
 from agewatch.release import gate, store
 from agewatch.release.package import package
+from agewatch.scoring.scorer import Execution
 from agewatch.settings import Settings
 from agewatch.training import train
 from agewatch.training.recipe import TrainConfig
@@ -77,17 +77,14 @@ def judge(file: Path, sources: list[Path], settings: Settings) -> str:
     if current is None:
         return "There is no current model to compare it with."
     try:
-        record = gate.compare(
-            settings.model_store, file, current, sources, cache=settings.cache, workers=2, precision="auto",
-            progress=unwatched,
-        )  # fmt: skip
+        record = gate.compare(settings.model_store, file, current, sources, Execution(settings.cache))
     except LabelError as error:  # a small retrain has nothing held out: said, not failed
         return str(error)
     return f"{'Passed' if record.decision.promote else 'Held back'}: {record.decision.reason}"
 
 
 def _markdown(model: str, trained: Trained, decision: str) -> str:
-    tables = [f"## Held-out faces: {name}\n\n{metrics.as_markdown(table)}" for name, table in trained.tables.items()]
+    tables = [f"## Held-out faces: {name}\n\n{tables.as_markdown(table)}" for name, table in trained.tables.items()]
     head = f"# {model}\n\n{decision}\n\nServed: {trained.chosen}. Ages in years. Run folder: {trained.run.resolve()}\n"
     return "\n".join([head, *tables])
 

@@ -6,7 +6,6 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 
 import sys
 from collections import Counter
-from pathlib import Path
 from time import monotonic
 from uuid import UUID
 
@@ -15,11 +14,9 @@ from prefect.artifacts import create_markdown_artifact, create_progress_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from agewatch import api
 from agewatch.estimator.spec import Mode
-from agewatch.release import store
-from agewatch.scoring import score
 from agewatch.scoring.score import Summary
-from agewatch.settings import Settings
 
 REPORT_SECONDS = 10.0
 """Shortest time between two reports of progress: each costs the API a few requests."""
@@ -37,18 +34,10 @@ def score_archive(
 
     `name` is the archive's, by default its folder's; `model` is a model file, by default the store's current.
     A refused share (0..1) of the files found above `max_refused` fails the run; rows are committed whatever
-    the outcome. Raises what `agewatch.scoring.score.score_archive` raises.
+    the outcome. Raises what `agewatch.score_archive` raises.
     """
-    settings = Settings()
-    summary = score.score_archive(
-        Path(archive_folder),
-        model_path=store.resolve(Path(model) if model else None, settings.model_store),
-        table=settings.predictions,
-        cache=settings.cache,
-        mode=mode,
-        max_refused=max_refused,
-        name=name,
-        progress=_Progress(),
+    summary = api.score_archive(
+        archive_folder, model=model, faces=mode, max_refused=max_refused, name=name, progress=_Progress()
     )
     told = f"Archive {summary.archive}"
     create_markdown_artifact(_markdown(summary), key="score-summary", description=told)

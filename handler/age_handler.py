@@ -72,9 +72,7 @@ class AgeHandler:
         """Decode one picture and cut its chips; only these are kept, so one picture is held at a time."""
         try:
             mode = _mode(row, headers)
-            spec = self._model.spec
-            detector = self._detector if mode == "detect" else None
-            seen = look(_picture(row), detector, scale=spec.preprocessing.chip_scale, size=spec.image_size)
+            seen = look(_picture(row), self._detector if mode == "detect" else None, self._model.spec.cut)
         except ImageError as error:
             return _refused(_STATUS.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY), error.code, str(error))
         except UsageError as error:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.stats import beta, binom, wasserstein_distance
+from scipy.stats import binom, binomtest, wasserstein_distance
 
 Floats = npt.NDArray[np.float64]
 
@@ -190,13 +190,11 @@ def _share_drift(before: tuple[int, int], now: tuple[int, int], alpha: float) ->
     """
     (hits_before, n_before), (hits, n) = before, now
     before_share, now_share = hits_before / n_before, hits / n
+    known = binomtest(hits_before, n_before).proportion_ci(1 - alpha)
     if now_share >= before_share:
-        misses = n_before - hits_before
-        end = beta.ppf(1 - alpha / 2, hits_before + 1, misses) if misses else 1.0
-        critical = binom.isf(alpha / 2, n, min(1.0, end + MATERIAL_SHARE))
+        critical = binom.isf(alpha / 2, n, min(1.0, known.high + MATERIAL_SHARE))
     else:
-        end = beta.ppf(alpha / 2, hits_before, n_before - hits_before + 1)  # hits_before > 0 here
-        critical = binom.ppf(alpha / 2, n, max(0.0, end - MATERIAL_SHARE))
+        critical = binom.ppf(alpha / 2, n, max(0.0, known.low - MATERIAL_SHARE))
     threshold = abs(int(critical) / n - before_share)
     distance = abs(now_share - before_share)
     return ColumnDrift("refused_share", distance, UNITS["refused_share"], threshold, distance > threshold)

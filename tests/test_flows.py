@@ -33,6 +33,7 @@ from agewatch.release import store
 from agewatch.release.package import package
 from agewatch.scoring import predictions
 from agewatch.scoring.score import score_archive
+from agewatch.scoring.scorer import Execution
 from agewatch.serving.torchserve import running
 
 # isort: split
@@ -108,7 +109,7 @@ def mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise(folder / "held_out", 120, seed=1)
     run, table = tiny_model(folder / "run"), folder / "table"
     cache = folder / "cache"
-    score_archive(folder / "held_out", model_path=run, table=table, cache=cache, mode="crop", workers=1)
+    score_archive(folder / "held_out", model_path=run, table=table, how=Execution(cache, 1), mode="crop")
     rows = predictions.read(table)
     pq.write_table(rows.append_column("age_true", rows["age"]), run / "reference.parquet")
     return package(run, version="1", store=folder / "store")

@@ -18,7 +18,9 @@ from agewatch.errors import ModelError, TableError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Member, Preprocessing, Spec
 from agewatch.scoring import predictions
-from monitoring import drift, report
+from agewatch.scoring.predictions import Key
+from agewatch.scoring.writer import Writer
+from monitoring import drift
 from monitoring.verdict import ColumnDrift, Verdict, judge
 
 ROOT = Path(__file__).parents[1]
@@ -158,8 +160,8 @@ def test_without_a_detector_on_both_sides_its_columns_are_not_judged(reference: 
 )
 def test_the_json_keeps_its_contract(current: pa.Table, answer: str, exit_code: int, tmp_path: Path) -> None:
     reference = rows(1500, 1)
-    verdict = judge(reference, current)
-    written = report.write(verdict, reference, current, tmp_path / "new", archive="town", model=MODEL, mode="detect")
+    written = drift.report_on(Key("town", MODEL, "detect"), reference, current, tmp_path / "new")
+    verdict = written.verdict
     content = json.loads(written.json.read_text(), parse_constant=lambda word: pytest.fail(f"{word} in the JSON"))
     assert set(content) == {
         "verdict", "reason", "archive", "model", "mode", "n_reference", "n_current", "columns", "report",
@@ -176,7 +178,8 @@ def test_the_page_draws_offline_and_agrees_with_the_verdict(tmp_path: Path) -> N
     reference, current = rows(5000, 1), rows(30_000, 2, older=5, refused=9_000)
     verdict = judge(reference, current)
     name = "<i>Town & sons</i>"
-    written = report.write(verdict, reference, current, tmp_path / "r", archive=name, model=MODEL, mode="detect")
+    written = drift.report_on(Key(name, MODEL, "detect"), reference, current, tmp_path / "r")
+    verdict = written.verdict
     drawn = "document.querySelectorAll('.js-plotly-plot .bars').length >= 6"
     page = open_page(written.html, tmp_path / "profile", tmp_path / "page.png", drawn=drawn)
     assert page.problems == []
@@ -203,8 +206,7 @@ def test_the_browser_notices_a_page_that_needs_the_network_or_breaks(tmp_path: P
 
 def test_a_page_without_a_verdict_claims_neither_drift_nor_its_absence(tmp_path: Path) -> None:
     reference, current = rows(1000, 1), rows(60, 2)
-    verdict = judge(reference, current)
-    written = report.write(verdict, reference, current, tmp_path / "r", archive="town", model=MODEL, mode="detect")
+    written = drift.report_on(Key("town", MODEL, "detect"), reference, current, tmp_path / "r")
     drawn = "document.querySelectorAll('.js-plotly-plot .bars').length >= 6"
     page = open_page(written.html, tmp_path / "profile", tmp_path / "page.png", drawn=drawn)
     assert page.problems == []
@@ -227,7 +229,7 @@ def model_dir(tmp_path: Path) -> Path:
 
 def store(table_dir: Path, archive: str, table: pa.Table) -> None:
     model, mode = table["model"][0].as_py(), table["mode"][0].as_py()
-    writer = predictions.Writer(table_dir, archive=archive, root=table_dir / archive, model=model, mode=mode)
+    writer = Writer(table_dir, Key(archive, model, mode), root=table_dir / archive)
     writer.write([{**row, "archive": archive} for row in table.to_pylist()])
 
 
@@ -238,58 +240,56 @@ def test_a_run_compares_the_only_archive_in_its_latest_mode_with_the_models_refe
     store(table_dir, "town", rows(1200, 2, model=model))
     store(table_dir, "town", rows(300, 3, older=30))
     out = drift.run_dir(tmp_path / "reports", "town")
-    done = drift.run(None, model_path=model_dir, predictions_dir=table_dir, out_dir=out)
-    assert (done.archive, done.model, done.mode) == ("town", model, "detect")
+    done = drift.run(None, model=model_dir, predictions_dir=table_dir, out=out)
+    assert (done.key.archive, done.key.model, done.key.mode) == ("town", model, "detect")
     assert (done.verdict.verdict, done.verdict.n_reference, done.verdict.n_current) == (
         "no_drift",
         1500,
         1200,
     )
-    assert done.report.html == out / "index.html"
+    assert done.html == out / "index.html"
     assert json.loads((out / "drift.json").read_text())["model"] == model
 
     store(table_dir, "port", rows(1200, 4, older=9, model=model))
-    found = drift.run("port", model_path=model_dir, predictions_dir=table_dir, out_dir=out)
+    found = drift.run("port", model=model_dir, predictions_dir=table_dir, out=out)
     assert found.verdict.verdict == "drift"
     with pytest.raises(UsageError, match="port, town"):
-        drift.run(None, model_path=model_dir, predictions_dir=table_dir, out_dir=out)
+        drift.run(None, model=model_dir, predictions_dir=table_dir, out=out)
     with pytest.raises(UsageError, match=r"'villa'.*port, town"):
-        drift.run("villa", model_path=model_dir, predictions_dir=table_dir, out_dir=out)
+        drift.run("villa", model=model_dir, predictions_dir=table_dir, out=out)
     with pytest.raises(TableError, match="crop"):
-        drift.run("town", model_path=model_dir, predictions_dir=table_dir, out_dir=out, mode="crop")
+        drift.run("town", model=model_dir, predictions_dir=table_dir, out=out, mode="crop")
 
 
 def test_without_a_table_a_run_says_so(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(TableError, match="agewatch score"):
-        drift.run(None, model_path=model_dir, predictions_dir=tmp_path / "none", out_dir=tmp_path / "out")
+        drift.run(None, model=model_dir, predictions_dir=tmp_path / "none", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_reading_the_reference_starts_no_thread(model_dir: Path, tmp_path: Path) -> None:
-    """One that calls Python while a run without weights ends at once aborts it now and then."""
-    (model_dir / "model.safetensors").unlink()
+    """One that calls Python while a run ends at once aborts it now and then."""
     script = (
         "import sys; from pathlib import Path; import psutil\n"
-        "from agewatch.errors import ModelError; from monitoring import drift\n"
+        "from monitoring import drift\n"
         "before = psutil.Process().num_threads()\n"
-        "try: drift.run(None, model_path=Path(sys.argv[1]), predictions_dir=Path('none'), out_dir=Path('out'))\n"
-        "except ModelError as error: print(error, psutil.Process().num_threads() - before)\n"
+        "print(len(drift._reference(Path(sys.argv[1]))), psutil.Process().num_threads() - before)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, model_dir], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"no model.* 0$", done.stdout), done.stdout
+    assert done.stdout.split() == ["1540", "0"]
 
 
 @pytest.mark.parametrize("place", [10, -10])
-def test_damaged_reference_rows_are_a_model_error(model_dir: Path, tmp_path: Path, place: int) -> None:
+def test_damaged_reference_rows_are_a_model_error(model_dir: Path, place: int) -> None:
     file = model_dir / "reference.parquet"
     content = bytearray(file.read_bytes())
     content[place:] = bytes(200) + content[place:][200:]
     file.write_bytes(content)
     with pytest.raises(ModelError, match=r"reference rows of .* are damaged"):
-        drift.run(None, model_path=model_dir, predictions_dir=tmp_path / "none", out_dir=tmp_path / "out")
+        drift._reference(model_dir)
 
 
 @pytest.mark.parametrize("archive", ["..", ".", "a/b", "../../etc", "Grün & Söhne"])

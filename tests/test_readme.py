@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agewatch.errors import REFUSAL_CODES
+from agewatch.labelled.tables import as_markdown, from_records
 from agewatch.release.store import read_pointer
 from agewatch.scoring import predictions
 
@@ -55,7 +56,7 @@ def test_the_model_card_is_of_the_current_model_and_shows_its_figures() -> None:
     with zipfile.ZipFile(ROOT / "model_store" / pointer.file) as mar:
         metrics = json.loads(mar.read("model.json"))["metrics"]
     for records in metrics["held_out"].values():
-        assert metrics.as_markdown(metrics.from_records(records)) in CARD
+        assert as_markdown(from_records(records)) in CARD
     assert (ROOT / "model_card.svg").read_text().startswith("<svg")
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -23,10 +23,12 @@ from agewatch.scoring.score import Summary
 if TYPE_CHECKING:  # they bring pandas, which scoring does without
     from agewatch.labelled.evaluate import Evaluation
     from agewatch.release.gate import Record
+    from monitoring.drift import DriftRun
 
 _LINE_SECONDS = 10.0
 _BAR_WIDTH = 30
 _PATHS = 10
+_YES_NO = {True: "yes", False: "no"}
 _VERDICT = {True: "passed", False: "held back"}
 _VERDICTS = {"drift": "found", "no_drift": "none", "too_little_data": "too little data for a verdict"}
 
@@ -84,21 +86,19 @@ def summary(run: Summary, max_refused: float) -> None:
     console.print(f"Rows: {escape(run.predictions)}", soft_wrap=True)
 
 
-def drift(content: dict[str, Any]) -> None:
-    """Print a drift verdict, from the content of drift.json."""
-    console = Console()
-    console.print(
-        f"\n[bold]Drift: {_VERDICTS[content['verdict']]}.[/bold] {escape(content['reason'])}", highlight=False
-    )
+def drift(found: "DriftRun") -> None:
+    """Print a drift verdict."""
+    console, verdict = Console(), found.verdict
+    console.print(f"\n[bold]Drift: {_VERDICTS[verdict.verdict]}.[/bold] {escape(verdict.reason)}", highlight=False)
     rows = [
-        (of["name"], f"{of['distance']:.3g}", f"{of['threshold']:.3g}", of["unit"], "yes" if of["drifted"] else "no")
-        for of in content["columns"]
+        (column.name, f"{column.distance:.3g}", f"{column.threshold:.3g}", column.unit, _YES_NO[column.drifted])
+        for column in verdict.columns
     ]
     if rows:
         _table(console, ("column", "distance", "threshold", "unit", "drifted"), rows, text=5)
     console.print(
-        f"{content['n_current']:,} faces against {content['n_reference']:,} of the model's reference.\n"
-        f"Report: {escape(content['report'])}",
+        f"{verdict.n_current:,} faces against {verdict.n_reference:,} of the model's reference.\n"
+        f"Report: {escape(str(found.html))}",
         soft_wrap=True,
     )
 
@@ -111,15 +111,21 @@ def models(entries: Sequence[Entry], latest: "Mapping[str, Record]") -> None:
         return
     said = {model: f"{_VERDICT[r.decision.promote]} against {r.champion}" for model, r in latest.items()}
     rows = [
-        ("*" if of.current else "", of.model, str(of.file), f"{of.bytes / 1e6:.1f}", said.get(of.model, ""))
-        for of in entries
+        (
+            "*" if entry.current else "",
+            entry.model,
+            str(entry.file),
+            f"{entry.bytes / 1e6:.1f}",
+            said.get(entry.model, ""),
+        )
+        for entry in entries
     ]
     _table(console, ("", "model", "file", "MB", "decision"), rows, text=5)
 
 
 def evaluation(found: "Evaluation") -> None:
     """Print an evaluation: the totals, every slice, the intervals' coverage, and what leaving out faces would gain."""
-    from agewatch.labelled.metrics import slice_row
+    from agewatch.labelled.tables import slice_row
 
     console = _wide()
     total, others = found.overall, ", ".join(f"{n} {status}" for status, n in found.statuses.items())
@@ -137,13 +143,15 @@ def evaluation(found: "Evaluation") -> None:
     head = ("", "", "n", "MAE", "95 % CI", "bias", "coverage", "95 % CI", "width")
     _table(console, head, map(slice_row, found.slices), text=2)
     console.print(f"Intervals hold {found.coverage:.1%} of the true ages; {found.width:.1f} years wide on average.")
-    bands = [(of.band, f"{of.n:,}", f"{of.coverage:.1%}", of.limits) for of in found.bands]
+    bands = [(band.band, f"{band.n:,}", f"{band.coverage:.1%}", band.limits) for band in found.bands]
     _table(console, ("true age", "n", "coverage", "99 % limits"), bands, text=1)
     for part in found.thin:
         console.print(
             f"[red]Too little coverage for {escape(part.value)}: {part.coverage:.1%} of {part.n} faces.[/red]"
         )
-    risks = [(f"{of.share:.0%}", f"{of.n:,}", f"{of.mae:.2f}", f"{of.width:.0f}") for of in found.risk_coverage]
+    risks = [
+        (f"{risk.share:.0%}", f"{risk.n:,}", f"{risk.mae:.2f}", f"{risk.width:.0f}") for risk in found.risk_coverage
+    ]
     _table(console, ("narrowest", "n", "MAE", "widest"), risks, text=1)
 
 
@@ -160,8 +168,15 @@ def decision(record: "Record") -> None:
         console.print("Pictures that one of them learnt from may be among them: not both say what they learnt from.")
     whole = Compared("all", "", found.n, found.champion, found.challenger)
     rows = [
-        (of.dimension, of.value, f"{of.n:,}", f"{of.champion:.2f}", f"{of.challenger:.2f}", f"{of.difference:+.2f}")
-        for of in (*found.slices, whole)
+        (
+            part.dimension,
+            part.value,
+            f"{part.n:,}",
+            f"{part.champion:.2f}",
+            f"{part.challenger:.2f}",
+            f"{part.difference:+.2f}",
+        )
+        for part in (*found.slices, whole)
     ]
     _table(console, ("", "", "n", "champion", "challenger", "difference"), rows, text=2, total=True)
     console.print(
@@ -196,9 +211,8 @@ def _table(
 def _ages(console: Console, run: Summary) -> None:
     """Faces a decade of estimated age."""
     names = ("age", "age_low", "age_high")
-    rows = predictions.read(
-        Path(run.predictions), archive=run.archive, model=run.model, mode=run.mode, columns=names
-    ).drop_null()
+    key = predictions.Key(run.archive, run.model, run.mode)
+    rows = predictions.read(Path(run.predictions), key.where, names).drop_null()
     if not len(rows):
         return
     ages, low, high = (rows[name].to_numpy() for name in names)

@@ -72,7 +72,7 @@ def cpu_ms_a_face(models: Sequence[AgeModel], *, cache: Path) -> list[float]:
     """
     precision: Precision = "bf16" if has_bf16() else "f32"
     engines = [open_engine(model, cache=cache, engine="openvino", precision=precision) for model in models]
-    batches = [np.zeros((_COST_BATCH, *[model.spec.image_size] * 2, 3), np.uint8) for model in models]
+    batches = [np.zeros((_COST_BATCH, *model.spec.cut.shape), np.uint8) for model in models]
     rounds = [[_cpu_seconds(*pair) for pair in zip(engines, batches, strict=True)] for _ in range(_COST_ROUNDS + 1)]
     return [1000 / _COST_BATCH * statistics.median(each) for each in zip(*rounds[1:], strict=True)]
 

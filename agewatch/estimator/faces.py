@@ -16,6 +16,7 @@ import numpy.typing as npt
 from agewatch.errors import ModelError
 from agewatch.estimator.engine import open_detector_network
 from agewatch.estimator.images import RGB, decode
+from agewatch.estimator.spec import Cut
 
 WORKING_SIDE = 960
 """Detection runs on a copy whose longer side has at most this many pixels.
@@ -55,7 +56,7 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a look at a picture found: upright size in pixels, time of capture (UTC), faces and their chips.
+    """What a look at a picture found: upright size in pixels, time of capture (UTC), camera, faces and their chips.
 
     Largest face first; `chips[i]`, of shape (size, size, 3), belongs to `faces[i]`.
     """
@@ -63,6 +64,7 @@ class Seen:
     width: int
     height: int
     captured_at: datetime | None
+    camera: str | None
     faces: list[Face]
     chips: list[RGB]
 
@@ -70,21 +72,21 @@ class Seen:
 Detector = Callable[[RGB], list[Face]]
 
 
-def look(data: bytes, detector: Detector | None, *, scale: float, size: int) -> Seen:
+def look(data: bytes, detector: Detector | None, cut: Cut) -> Seen:
     """Decode a picture, find its faces and cut their chips; without a detector the whole picture is the face.
 
-    `scale` is a chip's side over its box's height, `size` the chip's side in pixels. Large pictures are decoded at a
-    fraction of their size, unless a face would then be enlarged for its chip. Raises ImageError.
+    Large pictures are decoded at a fraction of their size, unless a face would then be enlarged for its chip. Raises
+    ImageError.
     """
     picture = decode(data, min_side=DECODED_SIDE)
     faces = [whole_picture(picture.rgb)] if detector is None else detector(picture.rgb)
     factor = picture.width / picture.rgb.shape[1]
-    if factor > 1 and any(scale * face.box[3] < size for face in faces):
+    if factor > 1 and any(cut.scale * face.box[3] < cut.size for face in faces):
         picture = decode(data)
         faces, factor = [face.scaled(factor) for face in faces], 1.0
-    chips = [cut_chip(picture.rgb, face, scale=scale, size=size) for face in faces]
+    chips = [cut_chip(picture.rgb, face, cut) for face in faces]
     found = [face.scaled(factor) for face in faces] if factor > 1 else faces
-    return Seen(picture.width, picture.height, picture.captured_at, found, chips)
+    return Seen(picture.width, picture.height, picture.captured_at, picture.camera, found, chips)
 
 
 class YuNet:
@@ -138,14 +140,15 @@ def whole_picture(rgb: RGB) -> Face:
     return Face((0.0, 0.0, float(width), float(height)))
 
 
-def cut_chip(rgb: RGB, face: Face, *, scale: float, size: int) -> RGB:
+def cut_chip(rgb: RGB, face: Face, cut: Cut) -> RGB:
     """Cut a face as an edge-padded square of shape (size, size, 3).
 
-    A detected face: side `scale` x box height, centred on the box. A whole picture (crop mode): the longer
+    A detected face: side `cut.scale` x box height, centred on the box. A whole picture (crop mode): the longer
     side, so that nothing is cut off.
     """
     x, y, w, h = face.box
-    side = scale * h if face.score is not None else max(w, h)
+    size = cut.size
+    side = cut.scale * h if face.score is not None else max(w, h)
     left, top = round(x + w / 2 - side / 2), round(y + h / 2 - side / 2)
     pixels = max(1, round(side))
     height, width = rgb.shape[:2]

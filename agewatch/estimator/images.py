@@ -32,6 +32,7 @@ _SIGNATURES = (
     b"\xff\xd8", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"BM",
 )  # fmt: skip
 _DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL, _EXIF_IFD = 0x9003, 0x9011, 0x8769
+_MAKE, _MODEL = 0x010F, 0x0110
 _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
 _TRANSPOSE = {
@@ -51,7 +52,7 @@ Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS below replaces Pillow's warning with
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture: upright sRGB pixels and, from EXIF, when it was taken (UTC).
+    """A decoded picture: upright sRGB pixels and, from EXIF, when it was taken (UTC) and the camera's make and model.
 
     `width` and `height` are of the whole upright picture; `rgb` may have been decoded at a fraction of it.
     """
@@ -60,6 +61,7 @@ class Picture:
     width: int
     height: int
     captured_at: datetime | None
+    camera: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +93,11 @@ def decode(data: bytes, *, min_side: int | None = None) -> Picture:
                 _refuse_bombs(image.size)
                 _refuse_unusual(image)
                 endings.check(image, data)
-                captured_at = _captured_at(image)
                 orientation = _orientation(image)
                 width, height = image.size if orientation not in _ON_ITS_SIDE else image.size[::-1]
                 rgb = _turbo(image, data, orientation, min_side)
-                return Picture(_to_rgb(image, orientation) if rgb is None else rgb, width, height, captured_at)
+                captured_at, camera = _captured_at(image), _camera(image)
+                return Picture(_to_rgb(image, orientation) if rgb is None else rgb, width, height, captured_at, camera)
         except ImageError:
             raise
         except UnidentifiedImageError as error:
@@ -225,6 +227,20 @@ def _captured_at(image: Image.Image) -> datetime | None:
         except OverflowError:  # the year 1 or 9999 moved out of range by its offset
             return None
     return taken.replace(tzinfo=UTC)
+
+
+def _camera(image: Image.Image) -> str | None:
+    """EXIF Make and Model in one line, the make once; None where neither says anything."""
+    try:
+        exif = image.getexif()
+        make, model = (" ".join(_printable(str(exif.get(tag, ""))).split()) for tag in (_MAKE, _MODEL))
+    except Exception:  # damaged EXIF raises anything
+        return None
+    return (model if model.lower().startswith(make.lower()) else f"{make} {model}".strip()) or None
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _unidentified(data: bytes) -> ImageError:

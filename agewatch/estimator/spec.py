@@ -35,6 +35,11 @@ class Cut:
     size: int
     scale: float
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the array that a chip is."""
+        return (self.size, self.size, 3)
+
 
 @dataclass(frozen=True, config=_CHECKED)
 class Svr:

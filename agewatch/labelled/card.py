@@ -8,18 +8,11 @@ from typing import Any
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Member, Spec
 from agewatch.files import write_text
+from agewatch.labelled.calibration import COVERAGE, FLOOR, FLOOR_FACES
 from agewatch.labelled.chart import figure
-from agewatch.labelled.coverage import FLOOR, FLOOR_FACES
 from agewatch.labelled.evaluate import Evaluation
-from agewatch.labelled.metrics import (
-    CHILD,
-    COVERAGE,
-    MIN_SLICE_FACES,
-    as_markdown,
-    from_records,
-    markdown_table,
-    slice_row,
-)
+from agewatch.labelled.metrics import CHILD, MIN_SLICE_FACES
+from agewatch.labelled.tables import as_markdown, from_records, markdown_table, slice_row
 
 CARD_FILE, FIGURE_FILE, DATA_FILE = "MODEL_CARD.md", "model_card.svg", "DATA.md"
 _CURVE = {"epoch": 0, "size": 0, "loss": 2, "validation_mae": 2, "seconds": 0}  # columns and their decimals
@@ -151,7 +144,9 @@ def _evaluation(found: Evaluation) -> str:
 
 
 def _worst_group(found: Evaluation) -> str:
-    group = next((of for of in found.slices if (of.dimension, of.value) == ("ethnicity and age", _WORST_GROUP)), None)
+    group = next(
+        (part for part in found.slices if (part.dimension, part.value) == ("ethnicity and age", _WORST_GROUP)), None
+    )
     if group is None:
         return f"There were no faces labelled {_WORST_GROUP}: for them nothing was measured. Assume that it does worse."
     return (
@@ -161,9 +156,14 @@ def _worst_group(found: Evaluation) -> str:
 
 
 def _intervals(found: Evaluation) -> str:
-    bands = [(of.band, f"{of.n_calibration:,}", f"{of.n:,}", f"{of.coverage:.1%}", of.limits) for of in found.bands]
+    bands = [
+        (band.band, f"{band.n_calibration:,}", f"{band.n:,}", f"{band.coverage:.1%}", band.limits)
+        for band in found.bands
+    ]
     thin = ", ".join(f"{part.value} ({part.coverage:.1%} of {part.n})" for part in found.thin)
-    gains = [(f"{of.share:.0%}", f"{of.n:,}", f"{of.mae:.2f}", f"{of.width:.0f}") for of in found.risk_coverage]
+    gains = [
+        (f"{risk.share:.0%}", f"{risk.n:,}", f"{risk.mae:.2f}", f"{risk.width:.0f}") for risk in found.risk_coverage
+    ]
     return (
         f"## Intervals\n\nThe {COVERAGE:.0%} intervals hold {found.coverage:.1%} of the true ages; mean width"
         f" {found.width:.1f} years. The limits are exact for faces like those of the calibration (Beta-binomial, over"

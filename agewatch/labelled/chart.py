@@ -6,8 +6,9 @@ from html import escape
 
 import numpy as np
 
+from agewatch.labelled.calibration import COVERAGE
 from agewatch.labelled.evaluate import Evaluation
-from agewatch.labelled.metrics import COVERAGE, MIN_SLICE_FACES, Slice
+from agewatch.labelled.metrics import MIN_SLICE_FACES, Slice
 
 _DECADES = [f"{low}-{low + 9}" for low in range(0, 80, 10)] + ["80+"]
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito's, for all eyes

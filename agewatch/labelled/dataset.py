@@ -1,11 +1,12 @@
 """Labelled pictures -> faces to train on: extraction (cached), validation of labels, leak-safe split."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,10 @@ from scipy.sparse.csgraph import connected_components
 from agewatch.errors import LabelError
 from agewatch.estimator.images import RGB
 from agewatch.estimator.model import read_splits
-from agewatch.estimator.spec import Mode
-from agewatch.labelled.extraction import extract
+from agewatch.estimator.spec import Cut, Mode
+from agewatch.labelled.extraction import Progress, extract
 from agewatch.labelled.sources import Labelled
-from agewatch.scoring.scorer import hash_key
+from agewatch.scoring.content import hash_key
 
 SPLITS = {"train": 0.76, "validation": 0.06, "calibration": 0.09, "test": 0.09}
 """Shares of the faces. Validation chooses the epoch, calibration sets the intervals, test is only reported.
@@ -84,25 +85,21 @@ class Faces:
 
 def prepare(
     labelled: Sequence[Labelled],
+    cut: Cut,
     *,
-    size: int,
-    chip_scale: float,
     workers: int,
     cache: Path,
     earlier: Mapping[int, str] = MappingProxyType({}),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Faces:
     """Extract faces, features and chips, drop what can't be trained on (with the reason), and split without leaks.
 
-    `size` is a chip's side in pixels, `chip_scale` its part of the face box. What was extracted is kept below `cache`
-    and used again while the pictures are the same, whatever their labels. `earlier` maps `rows.hash_key` of a
-    picture's content to the split that it had in the training that this one starts from: it stays there, and so does
-    what must not be parted from it. `progress` is called with the numbers of pictures done and of all. Raises
-    LabelError where no face is left to train on, AgewatchError where the disk has no room for the chips.
+    What was extracted is kept below `cache` and used again while the pictures are the same, whatever their labels.
+    `earlier` maps the `hash_key` of a picture's content to the split that it had in the training that this one starts
+    from: it stays there, and so does what must not be parted from it. Raises LabelError where no face is left to train
+    on, AgewatchError where the disk has no room for the chips.
     """
-    extracted, chips = extract(
-        labelled, size=size, chip_scale=chip_scale, workers=workers, cache=cache, progress=progress
-    )
+    extracted, chips = extract(labelled, cut, workers=workers, cache=cache, progress=progress)
     labels = [(i.source.name, i.file.path, i.age, i.sex, i.ethnicity, i.subject) for i in labelled]
     table = pd.DataFrame(labels, columns=["source", "path", "age", "sex", "ethnicity", "subject"]).join(extracted)
     drop_bad_labels(table)
@@ -211,21 +208,28 @@ def _split(table: pd.DataFrame, earlier: Mapping[int, str]) -> list[str | None]:
 
     Groups with pictures known from earlier keep their split; the others get what the splits lack of their shares.
     """
-    names, shares = list(SPLITS), np.array(list(SPLITS.values()))
+    names = list(SPLITS)
     usable = table[table["reason"].isna()]
-    place = {split: number for number, split in enumerate(names)}
-    known = [place.get(earlier.get(hash_key(content), ""), np.nan) for content in usable["content_hash"]]
+    number = {split: place for place, split in enumerate(names)}
+    known = [number.get(earlier.get(hash_key(content), ""), np.nan) for content in usable["content_hash"]]
     groups = usable.assign(known=known).groupby("group").agg(
-        key=("content_hash", "min"), source=("source", "first"), age=("age", "min"), size=("age", "size"),
+        key=("content_hash", "min"), source=("source", "first"), age=("age", "min"), pictures=("age", "size"),
         known=("known", "min"),
     )  # fmt: skip
     groups["rank"] = [blake2b(f"{_SPLIT_SALT}:{key}".encode()).hexdigest() for key in groups["key"]]
-    places = groups["known"].dropna().astype(int).to_dict()
+    split_of: dict[Any, int] = groups["known"].dropna().astype(int).to_dict()
     for _, stratum in groups.sort_values("rank").groupby(["source", groups["age"] // 10]):
-        new = stratum[stratum["known"].isna()]
-        held = stratum.groupby("known")["size"].sum().reindex(range(len(names)), fill_value=0).to_numpy()
-        lacking = (shares * stratum["size"].sum() - held).clip(min=0)
-        middle = (new["size"].cumsum() - new["size"] / 2) / new["size"].sum() * lacking.sum()
-        found = np.searchsorted(np.cumsum(lacking), middle.to_numpy()).clip(max=len(names) - 1)
-        places |= dict(zip(new.index, found, strict=True))
-    return [names[places[group]] if group in places else None for group in table["group"]]
+        split_of |= _deal(stratum)
+    return [names[split_of[group]] if group in split_of else None for group in table["group"]]
+
+
+def _deal(stratum: pd.DataFrame) -> dict[int, int]:
+    """Give the new groups of a stratum, in their order, to what its splits lack of their shares of its pictures."""
+    new = stratum[stratum["known"].isna()]
+    wanted = np.array(list(SPLITS.values())) * stratum["pictures"].sum()
+    held = stratum.groupby("known")["pictures"].sum().reindex(range(len(SPLITS)), fill_value=0).to_numpy()
+    lacking = (wanted - held).clip(min=0)
+    # Each group stands at its middle on the line of all new pictures, which is stretched over what is lacking.
+    middle = (new["pictures"].cumsum() - new["pictures"] / 2) / new["pictures"].sum() * lacking.sum()
+    places = np.searchsorted(np.cumsum(lacking), middle.to_numpy()).clip(max=len(SPLITS) - 1)
+    return dict(zip(new.index, places.tolist(), strict=True))

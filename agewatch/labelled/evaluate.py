@@ -10,19 +10,18 @@ import numpy as np
 import pandas as pd
 
 from agewatch.errors import LabelError
-from agewatch.estimator.engine import Precision
 from agewatch.estimator.model import AgeModel
-from agewatch.labelled import coverage, metrics
-from agewatch.labelled.coverage import BandCoverage
+from agewatch.labelled import calibration, metrics
+from agewatch.labelled.calibration import BandCoverage
 from agewatch.labelled.dataset import drop_bad_labels, known_splits
-from agewatch.labelled.extraction import mode_of
+from agewatch.labelled.extraction import modes_of
 from agewatch.labelled.metrics import Metrics, Risk, Slice
 from agewatch.labelled.sources import read_sources
-from agewatch.progress import Progress
-from agewatch.scoring import archive
+from agewatch.scoring import archive, pool
 from agewatch.scoring.archive import FileRef
-from agewatch.scoring.pool import score_shards
-from agewatch.scoring.scorer import Job, known_content
+from agewatch.scoring.content import SharedKeys
+from agewatch.scoring.predictions import Key
+from agewatch.scoring.scorer import Execution, Job
 
 LEARNT = "learnt"
 """Status of a picture that the model was trained, selected or calibrated on; it is not scored."""
@@ -42,7 +41,7 @@ class Evaluation:
     `held_out` is False where pictures that the model learnt from may be among them.
 
     Ages and widths are in years, coverages 0..1. `decades` has the slices by true decade of every source, `thin` the
-    decades whose intervals hold too little (see `agewatch.labelled.coverage.floor`).
+    decades whose intervals hold too little (see `agewatch.labelled.calibration.floor`).
     """
 
     model: str
@@ -70,11 +69,8 @@ def evaluate_archive(
     model_path: Path,
     sources: Sequence[Path],
     *,
-    cache: Path,
-    workers: int,
-    precision: Precision,
+    how: Execution,
     leave_out: set[int],
-    progress: Progress,
 ) -> pd.DataFrame:
     """Score labelled pictures; return one row each, with the estimate of its largest face.
 
@@ -84,7 +80,7 @@ def evaluate_archive(
     Raises UsageError, LabelError or ModelError.
     """
     labelled = read_sources(sources)
-    spec = AgeModel.load(model_path).spec
+    model = AgeModel.load(model_path)
     frame = pd.DataFrame(
         [(item.source.name, item.file.path, item.age, item.sex, item.ethnicity) for item in labelled],
         columns=["source", "path", "age", "sex", "ethnicity"],
@@ -93,16 +89,16 @@ def evaluate_archive(
     for item in labelled:
         files.setdefault(item.source, {})[item.file.path] = item.file
     rows, counts, done, total = [], Counter[str](), 0, sum(map(len, files.values()))
-    progress(0, total, counts)
-    with known_content(leave_out) as learnt:
-        for source, of_source in files.items():
-            mode = mode_of(source, labelled)
-            job = Job(source, source.name, model_path, mode, "auto", precision, cache, uuid.uuid4().hex, learnt)
-            for scored in score_shards(job, archive.shards(list(of_source.values()), _SHARD_FILES), workers):
-                rows += [row for row in scored.rows if row.get("face") in (0, None)]
-                counts.update(row["status"] for row in scored.rows)
-                done += scored.files
-                progress(done, total, counts)
+    how.progress(0, total, counts)
+    learnt, modes = SharedKeys(leave_out), modes_of(labelled, how.workers)
+    for source, of_source in files.items():
+        key = Key(source.name, model.id, modes[source])
+        job = Job(source, key, model_path, how.cache, how.engine, how.precision, uuid.uuid4().hex, learnt)
+        for scored in pool.run(job, archive.shards(list(of_source.values()), _SHARD_FILES), how.workers):
+            rows += [row for row in scored.rows if row.get("face") in (0, None)]
+            counts.update(row["status"] for row in scored.rows)
+            done += scored.files
+            how.progress(done, total, counts)
     frame = frame.merge(pd.DataFrame(rows, columns=list(_COLUMNS)).rename(columns=_COLUMNS), "left", ["source", "path"])
     frame["status"] = frame["status"].fillna(LEARNT)  # the workers' answer for such a picture has no row
     seen = frame[frame["status"] == "ok"].assign(reason=None)
@@ -110,7 +106,7 @@ def evaluate_archive(
     frame.loc[seen.index, "status"] = seen["reason"].fillna("ok")
     frame = frame.astype(dict.fromkeys(("predicted", "low", "high", "box_h", "sharpness"), "float32"))
     ages = frame["age"].to_numpy(np.float64)
-    frame["covered"] = metrics.covered(frame["low"].to_numpy(), frame["high"].to_numpy(), ages, spec.labels)
+    frame["covered"] = calibration.covered(frame["low"].to_numpy(), frame["high"].to_numpy(), ages, model.spec.labels)
     return frame
 
 
@@ -136,8 +132,8 @@ def summarise(frame: pd.DataFrame, model_path: Path, *, held_out: bool) -> Evalu
         worst=metrics.worst_slice(faces),
         coverage=float(faces["covered"].mean()),
         width=float((faces["high"] - faces["low"]).mean()),
-        bands=coverage.coverage_by_band(faces, model.spec.calibration, model.spec.labels),
-        thin=coverage.too_low(parts),
+        bands=calibration.coverage_by_band(faces, model.spec.calibration, model.spec.labels),
+        thin=calibration.too_low(parts),
         risk_coverage=metrics.risk_coverage(faces),
         slices=parts,
         decades={str(name): metrics.slices(rows, "age") for name, rows in faces.groupby("source", sort=False)},

@@ -3,16 +3,14 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import time
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,8 +20,9 @@ import pyarrow as pa
 from agewatch.errors import AgewatchError, ImageError
 from agewatch.estimator.faces import YuNet, look
 from agewatch.estimator.images import RGB, decode, quality
-from agewatch.estimator.spec import PREPROCESSING_REVISION, Mode
+from agewatch.estimator.spec import PREPROCESSING_REVISION, Cut, Mode
 from agewatch.labelled.sources import Labelled
+from agewatch.scoring import archive, pool
 from agewatch.scoring.archive import decode_path
 from agewatch.scoring.scorer import one_pictures_misfortune
 
@@ -34,62 +33,87 @@ COLUMNS = (
 """What is extracted of each picture. `reason` is a refusal code or `no_face` where there is no chip, else null."""
 _SAMPLE = 200
 _MODE_COVERAGE = 0.8
-_CHUNK = 64
-_REPORT_EVERY = 2000 // _CHUNK * _CHUNK  # records come by chunks
+_SHARD = 64
+_REPORT_EVERY = 2000
 _DAY_SECONDS = 24 * 3600
 _TABLE, _CHIPS = "extracted.parquet", "chips.npy"
 _TORN = (OSError, ValueError, EOFError, pa.ArrowException)  # what reading half a folder raises
 
 
+Record = dict[str, Any]
+"""What is extracted of one picture, by the names of COLUMNS."""
+Progress = Callable[[int, int], None]
+"""Called with the numbers of pictures done and of all."""
+
+
 def extract(
-    labelled: Sequence[Labelled],
-    *,
-    size: int,
-    chip_scale: float,
-    workers: int,
-    cache: Path,
-    progress: Callable[[int, int], None] | None,
+    labelled: Sequence[Labelled], cut: Cut, *, workers: int, cache: Path, progress: Progress | None
 ) -> tuple[pd.DataFrame, RGB]:
     """Return the table of COLUMNS, a row a labelled picture, and the chips, uint8 (n, size, size, 3).
 
     Both are kept in a folder below `cache` that is found again while no picture changed in size or time of change;
     labels play no part. A torn folder is built anew, and after a build other folders older than a day are deleted.
-    The chips are a read-only memory map: they need as much disk as n, size and size say, but no memory. `progress` is
-    called with the numbers of pictures done and of all. Raises AgewatchError where the disk has too little room or a
-    worker process dies.
+    The chips are a read-only memory map: they need as much disk as their shape says, but no memory. A picture that
+    crashes its reader, or hangs it, gets the reason `decoder_failed`. Raises AgewatchError where the disk has too
+    little room or no worker process can start.
     """
-    folder = cache / f"chips-{_key(labelled, size, chip_scale)}"
-    shape = (len(labelled), size, size, 3)
+    folder = cache / f"chips-{_key(labelled, cut)}"
     try:
-        return _load(folder, shape)
+        return _load(folder, len(labelled), cut)
     except _TORN:
-        _build(folder, labelled, shape, chip_scale, workers, progress)
-    return _load(folder, shape)
+        _build(folder, labelled, cut, workers, progress)
+    return _load(folder, len(labelled), cut)
 
 
-def mode_of(source: Path, labelled: Sequence[Labelled]) -> Mode:
-    """How to take a source, by a look at up to about 400 of its pictures, evenly drawn.
+def modes_of(labelled: Sequence[Labelled], workers: int) -> dict[Path, Mode]:
+    """How to take each source, by a look at up to about 400 of its pictures, evenly drawn.
 
     Crops are recognised by faces that fill the picture; where few faces are found, crops are assumed.
     """
-    detector, coverage, read = YuNet(), [], 0
-    sample = [item for item in labelled if item.source == source]
-    for item in sample[:: max(1, len(sample) // _SAMPLE)]:
-        try:
-            with one_pictures_misfortune():
-                rgb = decode(item.file.read(source)[0]).rgb
-                faces = detector(rgb)
-        except ImageError:
-            continue
-        read += 1
-        if faces:
-            coverage.append(faces[0].box[3] / min(rgb.shape[:2]))
-    most_have_faces = len(coverage) > read / 2
-    return "detect" if most_have_faces and float(np.median(coverage)) < _MODE_COVERAGE else "crop"
+    by_source: dict[Path, list[Labelled]] = {}
+    for item in labelled:
+        by_source.setdefault(item.source, []).append(item)
+    sample = [item for items in by_source.values() for item in items[:: max(1, len(items) // _SAMPLE)]]
+    filled: dict[Path, list[float]] = {source: [] for source in by_source}
+    for found in pool.run(Filling(), archive.shards(sample, _SHARD), workers):
+        for source, share in found:
+            filled[source].append(share)
+    return {source: _mode(shares) for source, shares in filled.items()}
 
 
-def _key(labelled: Sequence[Labelled], size: int, chip_scale: float) -> str:
-    digest = blake2b(f"{size} {chip_scale} {PREPROCESSING_REVISION}\0".encode(), digest_size=16)
+def _mode(shares: Sequence[float]) -> Mode:
+    with_face = [share for share in shares if share]
+    most_have_faces = len(with_face) > len(shares) / 2
+    return "detect" if most_have_faces and float(np.median(with_face)) < _MODE_COVERAGE else "crop"
+
+
+@dataclass(frozen=True)
+class Filling(pool.Task[Labelled, list[tuple[Path, float]]]):
+    """How much of its picture's shorter side the largest face is high, 0 where there is none; of those readable."""
+
+    def open(self) -> pool.Work[Labelled, list[tuple[Path, float]]]:
+        """Open the detector."""
+        detector = YuNet()
+
+        def work(items: Sequence[Labelled], starts: Callable[[], None]) -> list[tuple[Path, float]]:
+            found = []
+            for item in items:
+                starts()
+                with suppress(ImageError), one_pictures_misfortune():
+                    rgb = decode(item.file.read(item.source)[0]).rgb
+                    faces = detector(rgb)
+                    found.append((item.source, faces[0].box[3] / min(rgb.shape[:2]) if faces else 0.0))
+            return found
+
+        return work
+
+    def give_up(self, item: Labelled, why: str) -> list[tuple[Path, float]]:  # noqa: ARG002
+        """Nothing is known of it."""
+        return []
+
+
+def _key(labelled: Sequence[Labelled], cut: Cut) -> str:
+    digest = blake2b(f"{cut.size} {cut.scale} {PREPROCESSING_REVISION}\0".encode(), digest_size=16)
     for item in labelled:
         path = os.path.join(os.fsencode(item.source), decode_path(item.file.path))
         try:
@@ -101,44 +125,31 @@ def _key(labelled: Sequence[Labelled], size: int, chip_scale: float) -> str:
     return digest.hexdigest()
 
 
-def _load(folder: Path, shape: tuple[int, ...]) -> tuple[pd.DataFrame, RGB]:
+def _load(folder: Path, n: int, cut: Cut) -> tuple[pd.DataFrame, RGB]:
     table = pd.read_parquet(folder / _TABLE)
     chips: RGB = np.load(folder / _CHIPS, mmap_mode="r")
-    if tuple(table.columns) != COLUMNS or len(table) != shape[0] or chips.shape != shape:
+    if tuple(table.columns) != COLUMNS or len(table) != n or chips.shape != (n, *cut.shape):
         raise ValueError(f"{folder} holds something else")
     return table, chips
 
 
-def _build(
-    folder: Path,
-    labelled: Sequence[Labelled],
-    shape: tuple[int, ...],
-    chip_scale: float,
-    workers: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
+def _build(folder: Path, labelled: Sequence[Labelled], cut: Cut, workers: int, progress: Progress | None) -> None:
     """Extract all pictures into `folder`, which appears whole or not at all."""
-    modes = {source: mode_of(source, labelled) for source in dict.fromkeys(item.source for item in labelled)}
+    modes = modes_of(labelled, workers)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="building-", dir=folder.parent) as building:
         aside = Path(building, folder.name)
         aside.mkdir()
-        _reserve(aside / _CHIPS, shape)
-        tasks = [(index, item, modes[item.source], chip_scale) for index, item in enumerate(labelled)]
-        records = []
-        try:
-            with ProcessPoolExecutor(workers, get_context("spawn"), _start, (aside / _CHIPS,)) as pool:
-                for record in pool.map(_extract, tasks, chunksize=_CHUNK):
-                    records.append(record)
-                    if progress and (len(records) % _REPORT_EVERY == 0 or len(records) == len(tasks)):
-                        progress(len(records), len(tasks))
-        except BrokenProcessPool as error:
-            raise AgewatchError(
-                f"A process that reads the pictures died after {len(records)} of {len(tasks)}: it crashed, was killed,"
-                " or ran out of memory."
-            ) from error
-        pd.DataFrame(records).to_parquet(aside / _TABLE)
-        _publish(aside, folder, shape)
+        _reserve(aside / _CHIPS, (len(labelled), *cut.shape))
+        places = [Place(index, item, modes[item.source]) for index, item in enumerate(labelled)]
+        records: dict[int, Record] = {}
+        for found in pool.run(Extraction(aside / _CHIPS, cut), archive.shards(places, _SHARD), workers):
+            before = len(records) // _REPORT_EVERY
+            records |= found
+            if progress and (len(records) // _REPORT_EVERY > before or len(records) == len(places)):
+                progress(len(records), len(places))
+        pd.DataFrame([records[index] for index in range(len(places))]).to_parquet(aside / _TABLE)
+        _publish(aside, folder, len(labelled), cut)
     _delete_old(folder)
 
 
@@ -158,13 +169,13 @@ def _reserve(chips: Path, shape: tuple[int, ...]) -> None:
         ) from error
 
 
-def _publish(aside: Path, folder: Path, shape: tuple[int, ...]) -> None:
+def _publish(aside: Path, folder: Path, n: int, cut: Cut) -> None:
     """Move a whole folder to its place, unless another training was faster; a torn one there makes room."""
     try:
         aside.rename(folder)
     except OSError:
         try:
-            _load(folder, shape)
+            _load(folder, n, cut)
         except _TORN:
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
@@ -178,28 +189,56 @@ def _delete_old(kept: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-_detector: YuNet  # one a worker process, as the chips, which all workers write
-_chips: RGB
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A labelled picture, how its face is found, and its number: where its chip goes."""
+
+    index: int
+    item: Labelled
+    mode: Mode
 
 
-def _start(chips: Path) -> None:
-    global _detector, _chips
-    _detector, _chips = YuNet(), np.load(chips, mmap_mode="r+")
+@dataclass(frozen=True)
+class Extraction(pool.Task[Place, Mapping[int, Record]]):
+    """Looking at labelled pictures: chips go into the array file `chips`, the columns are the answer, by number."""
+
+    chips: Path
+    cut: Cut
+
+    def open(self) -> pool.Work[Place, Mapping[int, Record]]:
+        """Open the detector and the array, which all workers write."""
+        detector, chips = YuNet(), np.load(self.chips, mmap_mode="r+")
+
+        def work(places: Sequence[Place], starts: Callable[[], None]) -> Mapping[int, Record]:
+            found: dict[int, Record] = {}
+            for place in places:
+                starts()
+                found[place.index], chip = _extract(place, detector, self.cut)
+                if chip is not None:
+                    chips[place.index] = chip
+            return found
+
+        return work
+
+    def give_up(self, item: Place, why: str) -> Mapping[int, Record]:  # noqa: ARG002  the table has no sentences
+        """A picture that crashed its reader, or hung it, is left out as `decoder_failed`."""
+        record = _blank(item.mode) | {"reason": "decoder_failed"}
+        with suppress(ImageError):
+            record["content_hash"] = blake2b(item.item.file.read(item.item.source)[0], digest_size=32).hexdigest()
+        return {item.index: record}
 
 
-def _extract(task: tuple[int, Labelled, Mode, float]) -> dict[str, object]:
-    """Write a picture's chip to its place and return its columns."""
-    index, item, mode, chip_scale = task
-    size = _chips.shape[1]
-    record: dict[str, object] = dict.fromkeys(COLUMNS) | {"mode": mode}
+def _extract(place: Place, detector: YuNet, cut: Cut) -> tuple[Record, RGB | None]:
+    """The columns of a picture, and its chip where it has one."""
+    record = _blank(place.mode)
     try:
-        data, _ = item.file.read(item.source)
+        data, _ = place.item.file.read(place.item.source)
         record["content_hash"] = blake2b(data, digest_size=32).hexdigest()
         with one_pictures_misfortune():
-            seen = look(data, _detector, scale=chip_scale, size=size)
-            whole = seen if mode == "detect" else look(data, None, scale=chip_scale, size=size)
+            seen = look(data, detector, cut)
+            whole = seen if place.mode == "detect" else look(data, None, cut)
     except ImageError as refusal:
-        return record | {"reason": refusal.code}
+        return record | {"reason": refusal.code}, None
     record |= {"width": seen.width, "height": seen.height}
     if seen.faces:
         face = seen.faces[0]
@@ -207,9 +246,13 @@ def _extract(task: tuple[int, Labelled, Mode, float]) -> dict[str, object]:
         points = [value for point in face.landmarks or () for value in point]
         record |= {"face_score": face.score, "landmarks": points}
     if not whole.chips:
-        return record | {"reason": "no_face"}
-    chip = _chips[index] = whole.chips[0]
-    return record | asdict(quality(chip)) | {"difference_hash": _difference_hash(chip)}
+        return record | {"reason": "no_face"}, None
+    chip = whole.chips[0]
+    return record | asdict(quality(chip)) | {"difference_hash": _difference_hash(chip)}, chip
+
+
+def _blank(mode: Mode) -> Record:
+    return dict.fromkeys(COLUMNS) | {"mode": mode}
 
 
 def _difference_hash(chip: RGB) -> str:

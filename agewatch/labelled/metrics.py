@@ -1,24 +1,14 @@
-"""Metrics of age estimates, over all faces and by slices, and the calibration of their intervals."""
+"""Metrics of age estimates, over all faces and by slices."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy.stats import binomtest
 
-from agewatch.estimator.model import conformity
-from agewatch.estimator.spec import Band, Calibration, Floats, Labels, Mode
-
-COVERAGE = Calibration.coverage
-"""Share of true ages that intervals are made to hold."""
-MIN_BAND_FACES = 200
-"""Neighbouring decades are merged until a band holds so many calibration faces."""
-MIN_MODE_FACES = 100
-"""Modes are calibrated apart where each has so many faces: a coverage of 90 % then spreads by 3 points (Vovk, 2012)."""
 MIN_SLICE_FACES = 30
 """A slice with fewer faces is shown, but is never called the worst one."""
 CHILD = 13
@@ -31,7 +21,6 @@ _QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quart
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.5)
 
 Years = npt.NDArray[np.floating[Any]]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -164,96 +153,15 @@ def members(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
             yield dimension, str(value), rows
 
 
-def calibrate(probabilities: Floats, ages: Years, modes: Sequence[Mode], labels: Labels) -> Calibration:
-    """Split-conformal quantiles by mode and by decade of the true age (Mondrian and label-conditional; Vovk, 2012).
-
-    probabilities: (n, bins) of faces that neither training nor selection saw. ages: (n,), clipped to the bins.
-    modes: (n,); apart, as crops and detected faces come from unlike archives: together, the many would hide the few.
-    Neighbouring decades are merged until a band has MIN_BAND_FACES faces, or only one band is left.
-    """
-    years = np.clip(np.rint(ages).astype(int), labels.lowest, labels.highest)
-    scores = conformity(probabilities)[np.arange(len(years)), years - labels.lowest]
-    counts = Counter(modes)
-    apart: list[Mode | None] = [*sorted(counts)]
-    if len(counts) < 2 or min(counts.values()) < MIN_MODE_FACES:
-        apart = [None]
-    bands = []
-    for mode in apart:
-        faces = np.array([mode in (None, of) for of in modes])
-        for low, high in _bands(years[faces], labels):
-            if (inside := faces & (years >= low) & (years <= high)).any():
-                bands.append(Band(low, high, int(inside.sum()), _conformal_quantile(scores[inside]), mode))
-    return Calibration(COVERAGE, tuple(bands))
-
-
-def covered(low: Years, high: Years, ages: Years, labels: Labels) -> Mask:
-    """Which true ages (n,) lie in their interval; ages above the bins' range count as its end."""
-    clipped = np.clip(ages, labels.lowest, labels.highest)
-    inside: Mask = (low <= clipped) & (clipped <= high)
-    return inside
-
-
-def conformal_rank(n: int) -> int:
-    """The rank, from 1, of the score of n that is the quantile; n + 1 where n is too small for COVERAGE."""
-    return int(np.ceil((n + 1) * COVERAGE))
-
-
-def as_markdown(table: Sequence[Metrics]) -> str:
-    """Render a comparison table."""
-    head = ("candidate", "n", "MAE", "95 % CI", "RMSE", "bias", "within 5 years", "worst slice", "CPU ms a face", "MB")
-    rows = [
-        (
-            row.name, f"{row.n}", f"{row.mae:.2f}", f"{row.mae_low:.2f} to {row.mae_high:.2f}", f"{row.rmse:.2f}",
-            f"{row.bias:+.2f}", f"{row.cs5:.1%}",
-            f"{row.worst.dimension} {row.worst.value}: {row.worst.mae:.2f} (n {row.worst.n})" if row.worst else "",
-            "" if row.cost_ms is None else f"{row.cost_ms:.2f}",
-            "" if row.megabytes is None else f"{row.megabytes:.1f}",
-        )
-        for row in table
-    ]  # fmt: skip
-    return markdown_table(head, rows)
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, each line ended."""
-    lines = [f"| {' | '.join(cells)} |\n" for cells in (head, *rows)]
-    return "".join([lines[0], "|---" * len(head), "|\n", *lines[1:]])
-
-
-def as_records(table: Sequence[Metrics]) -> list[dict[str, Any]]:
-    """The comparison table as plain data, for JSON."""
-    return [asdict(row) for row in table]
-
-
-def from_records(records: Sequence[dict[str, Any]]) -> list[Metrics]:
-    """The comparison table that `as_records` made plain, also of models made before a column was added."""
-    return [Metrics(**(row | {"worst": Slice(**row["worst"]) if row.get("worst") else None})) for row in records]
-
-
-def slice_row(part: Slice) -> tuple[str, ...]:
-    """A slice with intervals as text: dimension, value, n, MAE, its limits, bias, coverage, its limits, width."""
-    return (
-        part.dimension, part.value, f"{part.n:,}", f"{part.mae:.2f}", f"{part.mae_low:.2f} to {part.mae_high:.2f}",
-        f"{part.bias:+.2f}", f"{part.coverage:.1%}", f"{part.coverage_low:.1%} to {part.coverage_high:.1%}",
-        f"{part.width:.1f}",
-    )  # fmt: skip
-
-
 def _slice(dimension: str, value: str, faces: pd.DataFrame) -> Slice:
     found = measure(value, faces["predicted"].to_numpy(np.float64), faces["age"].to_numpy(np.float64))
     years = (found.mae, found.mae_low, found.mae_high, found.bias)
     if "covered" not in faces:
         return Slice(dimension, value, found.n, *years)
     hits = int(faces["covered"].sum())
-    low, high = _clopper_pearson(hits, found.n)
+    exact = binomtest(hits, found.n).proportion_ci()
     width = float((faces["high"] - faces["low"]).mean())
-    return Slice(dimension, value, found.n, *years, hits / found.n, low, high, width)
-
-
-def _clopper_pearson(hits: int, n: int) -> tuple[float, float]:
-    low = stats.beta.ppf(0.025, hits, n - hits + 1) if hits else 0.0
-    high = stats.beta.ppf(0.975, hits + 1, n - hits) if hits < n else 1.0
-    return float(low), float(high)
+    return Slice(dimension, value, found.n, *years, hits / found.n, float(exact.low), float(exact.high), width)
 
 
 def _decade(ages: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -267,22 +175,3 @@ def _binned(values: "pd.Series[Any]", edges: Sequence[float], names: Sequence[st
     places = np.searchsorted(edges, values.to_numpy(np.float64), side="right")
     named = np.array([*names, None])[np.where(values.notna(), places, -1)]
     return pd.Series(pd.Categorical(named, list(names)), values.index)
-
-
-def _conformal_quantile(scores: Floats) -> float:
-    """The ceil((n + 1) COVERAGE)-th smallest score; 1, which covers all, where n is too small for it."""
-    rank = conformal_rank(len(scores))
-    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else 1.0
-
-
-def _bands(ages: npt.NDArray[np.int_], labels: Labels) -> list[tuple[int, int]]:
-    """Decades, merged upwards from the youngest until each holds enough faces; a thin rest joins the last band."""
-    bands: list[tuple[int, int]] = []
-    low = labels.lowest
-    for high in (*range(labels.lowest + 9, labels.highest - 9, 10), labels.highest):
-        if ((ages >= low) & (ages <= high)).sum() >= MIN_BAND_FACES:
-            bands.append((low, high))
-            low = high + 1
-    if low <= labels.highest:
-        bands = [*bands[:-1], (bands[-1][0] if bands else labels.lowest, labels.highest)]
-    return bands

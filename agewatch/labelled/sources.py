@@ -148,7 +148,7 @@ def _labelled(root: Path, row: Mapping[str, object], where: str) -> Labelled:
         raise LabelError(f"{where}: '{age or ''}' is no age.")
     if not isinstance(path, str) or not path or "\0" in path:
         raise LabelError(f"{where}: {'the path is empty' if not path else f'{path!r} is no path'}.")
-    file = FileRef(archive.encode_path(os.fsencode(path)), None, None)
+    file = FileRef(archive.encode_path(os.fsencode(path)))
     sex, ethnicity, subject = (_text(row.get(name)) for name in ("sex", "ethnicity", "subject"))
     return Labelled(root, file, int(np.floor(years)), sex, ethnicity, subject)
 

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from agewatch.errors import HeldBackError, LabelError, ModelError, UsageError
-from agewatch.estimator.engine import Precision, cpu_ms_a_face
+from agewatch.estimator.engine import cpu_ms_a_face
 from agewatch.estimator.model import AgeModel
 from agewatch.files import now, write_json
 from agewatch.labelled import metrics
 from agewatch.labelled.evaluate import evaluate_archive, learnt_keys
-from agewatch.progress import Progress
 from agewatch.release import store
 from agewatch.release.store import Pointer
+from agewatch.scoring.scorer import Execution
 
 MIN_PICTURES = 200
 """Fewer pictures in all decide nothing."""
@@ -106,11 +106,7 @@ def compare(
     challenger: Path,
     champion: Path,
     sources: Sequence[Path],
-    *,
-    cache: Path,
-    workers: int,
-    precision: Precision,
-    progress: Progress,
+    how: Execution,
 ) -> Record:
     """Score labelled pictures that neither model learnt from with both, decide, and keep the record in the store.
 
@@ -124,13 +120,9 @@ def compare(
     if not known[1]:
         raise UsageError(f"{challenger} does not say which pictures it learnt from, so no comparison would be fair.")
     theirs, own = (
-        evaluate_archive(
-            path, sources, cache=cache, workers=workers, precision=precision, leave_out=known[0] | known[1],
-            progress=progress,
-        )
-        for path in (champion, challenger)
-    )  # fmt: skip
-    costs = cpu_ms_a_face(models, cache=cache)
+        evaluate_archive(path, sources, how=how, leave_out=known[0] | known[1]) for path in (champion, challenger)
+    )
+    costs = cpu_ms_a_face(models, cache=how.cache)
     record = Record(
         champion=models[0].id,
         challenger=models[1].id,

@@ -16,8 +16,11 @@ import pyarrow.parquet as pq
 
 from agewatch.errors import ModelError, UsageError
 from agewatch.estimator.model import AgeModel, read_reference, read_splits
+from agewatch.release import smoke
 
 _CODE = Path(__file__).parents[1]
+_ITS_CODE = ("__init__.py", "errors.py", "estimator")
+"""What the handler needs of the core; the rest stays out, so that an edit elsewhere makes no model stale."""
 
 
 def package(run_folder: Path, *, version: str, store: Path) -> Path:
@@ -40,7 +43,8 @@ def package(run_folder: Path, *, version: str, store: Path) -> Path:
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store, prefix=".packaging-") as folder:
         content = Path(folder, "content")
-        shutil.copytree(_CODE, content / "agewatch", ignore=shutil.ignore_patterns("__pycache__", "starter"))
+        _copy_code(content / "agewatch")
+        smoke.write(content / "smoke", model)
         model.save(content)
         for name, table in tables.items():
             (content / name).write_bytes(table)
@@ -49,6 +53,16 @@ def package(run_folder: Path, *, version: str, store: Path) -> Path:
             raise ModelError(f"The archive made from {run_folder} holds another model than the folder.")
         made.replace(target)
     return target
+
+
+def _copy_code(target: Path) -> None:
+    target.mkdir(parents=True)
+    for name in _ITS_CODE:
+        source = _CODE / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
 
 
 def _renamed(reference: bytes, model_id: str) -> bytes:

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from agewatch.errors import AgewatchError, ImageError, UsageError
 
@@ -22,17 +23,25 @@ MAX_BYTES = 2**31
 _LITTER_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _LITTER_FOLDERS = frozenset({"@eaDir", "__MACOSX", "_delta_log", ".agewatch"})  # the last two are our own
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True, slots=True)
 class FileRef:
     """One file of an archive. `path` is relative, POSIX, in the table's encoding; see `encode_path`.
 
-    `bytes` and `mtime_ns` are None where the file may not even be looked at.
+    Size and times are None where the file may not even be looked at.
     """
 
     path: str
-    bytes: int | None
-    mtime_ns: int | None
+    bytes: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+    @classmethod
+    def of(cls, path: str, found: os.stat_result) -> "FileRef":
+        """A file as the operating system describes it."""
+        return cls(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def read(self, root: Path) -> tuple[builtins.bytes, "FileRef"]:
         """Return the file's bytes, and a listed file as it was when it was opened: it may have changed since.
@@ -48,7 +57,7 @@ class FileRef:
                 found = os.fstat(file.fileno())
                 if not stat.S_ISREG(found.st_mode):
                     raise ImageError("unreadable", "The file can't be read: it is a folder, a pipe or a device.")
-                opened = FileRef(self.path, found.st_size, found.st_mtime_ns) if self.mtime_ns is not None else self
+                opened = FileRef.of(self.path, found) if self.mtime_ns is not None else self
                 return file.read(), opened
         except FileNotFoundError as error:
             raise ImageError("vanished", "The file disappeared before it could be read.") from error
@@ -106,13 +115,13 @@ def find(root: Path) -> Listing:
                 except FileNotFoundError:
                     continue
                 except OSError:
-                    files.append(FileRef(encode_path(entry.path[skipped:]), None, None))
+                    files.append(FileRef(encode_path(entry.path[skipped:])))
                 else:
-                    files.append(FileRef(encode_path(entry.path[skipped:]), found.st_size, found.st_mtime_ns))
+                    files.append(FileRef.of(encode_path(entry.path[skipped:]), found))
     return Listing(sorted(files, key=lambda file: file.path), ignored, sorted(unlisted))
 
 
-def shards(files: Sequence[FileRef], size: int) -> Iterator[Sequence[FileRef]]:
+def shards(files: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     """Cut a list of files into shards of at most `size` files, in order."""
     return (files[start : start + size] for start in range(0, len(files), size))
 

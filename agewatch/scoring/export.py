@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from agewatch.errors import TableError, UsageError
 from agewatch.files import replacing
-from agewatch.scoring.predictions import SCHEMA, archives, mode_scored_last, scan
+from agewatch.scoring.predictions import SCHEMA, Key, archives, latest_mode, scan
 
 _FLOATS = frozenset(field.name for field in SCHEMA if pa.types.is_float32(field.type))
 
@@ -54,9 +54,9 @@ def _latest(folder: Path, names: Sequence[str], model: str | None) -> ds.Express
         return pc.field("archive").isin(list(names))
     where, scored = pc.scalar(False), False
     for name in names:
-        mode = mode_scored_last(folder, archive=name, model=model)
+        mode = latest_mode(folder, archive=name, model=model)
         if mode is not None:
-            where = where | ((pc.field("archive") == name) & (pc.field("model") == model) & (pc.field("mode") == mode))
+            where = where | Key(name, model, mode).where
             scored = True
     if not scored:
         raise TableError(f"The table has no rows of the model {model} there: run `agewatch score` first.")

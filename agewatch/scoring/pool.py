@@ -1,4 +1,4 @@
-"""Worker processes that may crash or hang: a file that does it to its worker costs only itself.
+"""Worker processes that may crash or hang: an item that does it to its worker costs only itself.
 
 Each worker is an executor of one process, so that one that dies takes no other's work along. It decodes and infers by
 turns, on one thread: with one worker a core no core waits for another, so a second thread to overlap the two would only
@@ -7,71 +7,181 @@ compete for the same cores (benchmarks/bench.py prints how busy they are).
 
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from ctypes import c_double
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from hashlib import blake2b
 from multiprocessing import get_context, parent_process
 from time import monotonic
+from typing import Any, Generic, TypeVar
 
-from agewatch.errors import AgewatchError, ImageError
-from agewatch.estimator.model import AgeModel
+from agewatch.errors import AgewatchError
 from agewatch.processes import end_with_parent, uninterrupted
-from agewatch.scoring.archive import FileRef
-from agewatch.scoring.scorer import Job, Scored, Scorer
 
-FILE_SECONDS = 60.0
-"""A file that takes longer hangs its reader or decoder: the worker is killed."""
+ITEM_SECONDS = 60.0
+"""An item that takes longer hangs its reader or decoder: the worker is killed."""
 _LONE_TRIES = 2  # a worker may also be killed by somebody else
 _POLL_SECONDS = 1.0
 
-Shard = Sequence[FileRef]
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+Work = Callable[[Sequence[Item], Callable[[], None]], Answer]
+"""Answers a shard of items; its second argument is called before each, so that one that hangs is noticed."""
+
+
+class Task(ABC, Generic[Item, Answer]):
+    """What is done to shards of items, in a form that travels to worker processes as they start.
+
+    This is the seam at which another runner enters: it opens the task in each of its workers, hands them shards, takes
+    their answers in any order, and gives up an item that breaks the worker it is alone in.
+    """
+
+    @abstractmethod
+    def open(self) -> "Work[Item, Answer]":
+        """Get ready, in a worker. Raises AgewatchError where no worker could."""
+
+    @abstractmethod
+    def give_up(self, item: Item, why: str) -> Answer:
+        """Answer, in the process that hands out, for an item that broke its worker; `why` ends a sentence about it."""
+
+
+def run(task: Task[Item, Answer], shards: Iterable[Sequence[Item]], workers: int) -> Iterator[Answer]:
+    """Work on shards in so many processes of this machine and yield the answers as they come.
+
+    On Ctrl-C the shards under way are finished and yielded before KeyboardInterrupt is raised. Raises what the task's
+    `open` raises, and AgewatchError where no worker process can start.
+    """
+    pool = _Pool(task, shards)
+    try:
+        pool.add_worker().pid()  # before the others: it converts the network for all, and fails early
+        for _ in range(workers - 1):
+            pool.add_worker()
+        while pool.hand_out():
+            yield from pool.collect()
+    except KeyboardInterrupt:
+        while pool.is_busy():
+            yield from pool.collect()
+        raise
+    finally:
+        pool.close()
+
+
+class _Pool(Generic[Item, Answer]):
+    """The workers, what each is at, and what is still to do."""
+
+    def __init__(self, task: Task[Item, Answer], shards: Iterable[Sequence[Item]]) -> None:
+        self._task = task
+        self._to_do = iter(shards)
+        self._alone: deque[tuple[Item, int]] = deque()  # items of broken shards, and how often each was tried
+        self._idle: list[_Worker] = []
+        self._under_way: dict[Future[Any], _Assignment] = {}
+
+    def add_worker(self) -> "_Worker":
+        """Start another process."""
+        worker = _Worker(self._task)
+        self._idle.append(worker)
+        return worker
+
+    def is_busy(self) -> bool:
+        """Tell whether an answer is awaited."""
+        return bool(self._under_way)
+
+    def hand_out(self) -> bool:
+        """Give every idle worker something: first items that are tried alone, then shards. False: all is done."""
+        while self._idle and (found := self._next()) is not None:
+            items, tries = found
+            worker = self._idle.pop()
+            self._under_way[worker.submit(items)] = _Assignment(worker, items, tries + 1)
+        return self.is_busy()
+
+    def collect(self) -> Iterator[Answer]:
+        """Yield the answers that are there; note the items of workers that died, kill those that hang."""
+        done, _ = wait(self._under_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+        for future in done:
+            given = self._under_way.pop(future)
+            try:
+                answer = future.result()
+            except BrokenProcessPool:
+                given.worker.restart()
+                self._idle.append(given.worker)
+                yield from self._after_a_break(given)
+            else:
+                self._idle.append(given.worker)
+                yield answer
+        for given in self._under_way.values():
+            if given.worker.hangs() and not given.hung:
+                given.hung = True
+                given.worker.kill()
+
+    def close(self) -> None:
+        """End all processes."""
+        for given in self._under_way.values():
+            given.worker.kill()
+        for worker in [*self._idle, *(given.worker for given in self._under_way.values())]:
+            worker.stop()
+
+    def _next(self) -> tuple[Sequence[Item], int] | None:
+        if self._alone:
+            item, tries = self._alone.popleft()
+            return [item], tries
+        items = next(self._to_do, None)
+        return None if items is None else (items, 0)
+
+    def _after_a_break(self, given: "_Assignment") -> Iterator[Answer]:
+        """Try the items of a shard one by one, and one that was alone once more; then give it up."""
+        if len(given.items) > 1:
+            self._alone.extend((item, 0) for item in given.items)
+        elif given.tries < _LONE_TRIES and not given.hung:
+            self._alone.append((given.items[0], given.tries))
+        else:
+            long = f"took more than {ITEM_SECONDS:.0f} seconds"
+            yield self._task.give_up(given.items[0], long if given.hung else "crashed")
 
 
 @dataclass
-class _Task:
+class _Assignment:
     worker: "_Worker"
-    files: Shard
+    items: Sequence[Any]
     tries: int
     hung: bool = False
 
 
 class _Worker:
-    """One spawned process with the model open."""
+    """One spawned process with the task open."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, task: Task[Any, Any]) -> None:
+        self._task = task
         self._start()
 
     def _start(self) -> None:
         context = get_context("spawn")
-        self._file_started = context.RawValue("d")  # by the monotonic clock, which all processes share
-        self._executor = ProcessPoolExecutor(1, context, _share, (self._file_started,))
+        self._item_started = context.RawValue("d")  # by the monotonic clock, which all processes share
+        self._executor = ProcessPoolExecutor(1, context, _receive, (self._task, self._item_started))
         with uninterrupted():
-            self._opened = self._executor.submit(_open, self._job)
+            self._opened = self._executor.submit(_open)
 
-    def submit(self, files: Shard) -> Future[Scored]:
+    def submit(self, items: Sequence[Any]) -> Future[Any]:
         """Start on a shard, in a new process where this one died meanwhile. Raises what `pid` raises."""
         try:
-            return self._submit(files)
+            return self._submit(items)
         except BrokenProcessPool:
             self.restart()
-            return self._submit(files)
+            return self._submit(items)
 
-    def _submit(self, files: Shard) -> Future[Scored]:
+    def _submit(self, items: Sequence[Any]) -> Future[Any]:
         self.pid()
-        self._file_started.value = monotonic()
-        return self._executor.submit(_work, files)
+        self._item_started.value = monotonic()
+        return self._executor.submit(_work_on, items)
 
     def hangs(self) -> bool:
-        """Tell whether the file that is worked on has taken too long."""
-        started: float = self._file_started.value
-        return monotonic() - started > FILE_SECONDS
+        """Tell whether the item that is worked on has taken too long."""
+        started: float = self._item_started.value
+        return monotonic() - started > ITEM_SECONDS
 
     def restart(self) -> None:
         """Replace a process that died."""
@@ -79,9 +189,9 @@ class _Worker:
         self._start()
 
     def pid(self) -> int:
-        """Wait until the model is open; return the process's number. A process that is killed meanwhile is replaced.
+        """Wait until the task is open; return the process's number. A process that is killed meanwhile is replaced.
 
-        Raises ModelError where the model can't be opened, AgewatchError where no process lives so long.
+        Raises what the task's `open` raises, AgewatchError where no process lives so long.
         """
         with suppress(BrokenProcessPool):
             return self._opened.result()
@@ -101,119 +211,31 @@ class _Worker:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def score_shards(job: Job, shards: Iterable[Shard], workers: int) -> Iterator[Scored]:
-    """Score shards in worker processes and yield the answers as they come.
-
-    On Ctrl-C the shards under way are finished and yielded before KeyboardInterrupt is raised. Raises ModelError where
-    the model can't be opened, AgewatchError where no worker process can start.
-    """
-    idle = [_Worker(job)]
-    under_way: dict[Future[Scored], _Task] = {}
-    again: deque[tuple[FileRef, int]] = deque()
-    to_do = iter(shards)
-    try:
-        idle[0].pid()  # before the others: it converts the network for all, and fails early
-        idle += [_Worker(job) for _ in range(workers - 1)]
-        while True:
-            _hand_out(idle, under_way, again, to_do)
-            if not under_way:
-                return
-            yield from _collect(job, idle, under_way, again)
-    except KeyboardInterrupt:
-        while under_way:
-            yield from _collect(job, idle, under_way, again)
-        raise
-    finally:
-        for task in under_way.values():
-            task.worker.kill()
-        for worker in [*idle, *(task.worker for task in under_way.values())]:
-            worker.stop()
+_task: Task[Any, Any]  # these three are of a worker process
+_item_started: c_double
+_work: Work[Any, Any]
 
 
-def _hand_out(
-    idle: list[_Worker],
-    under_way: dict[Future[Scored], _Task],
-    again: deque[tuple[FileRef, int]],
-    to_do: Iterator[Shard],
-) -> None:
-    """Give every idle worker a task: first the files that are tried on their own, then the next shards."""
-    while idle:
-        if again:
-            file, tries = again.popleft()
-            files: Shard | None = [file]
-        else:
-            files, tries = next(to_do, None), 0
-        if files is None:
-            return
-        worker = idle.pop()
-        under_way[worker.submit(files)] = _Task(worker, files, tries + 1)
+def _receive(task: Task[Any, Any], item_started: c_double) -> None:
+    global _task, _item_started
+    _task, _item_started = task, item_started
 
 
-def _collect(
-    job: Job, idle: list[_Worker], under_way: dict[Future[Scored], _Task], again: deque[tuple[FileRef, int]]
-) -> Iterator[Scored]:
-    """Yield the answers that are there; where a worker died, or was killed because it hung, note its files."""
-    done, _ = wait(under_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-    for future in done:
-        task = under_way.pop(future)
-        try:
-            scored = future.result()
-        except BrokenProcessPool:
-            task.worker.restart()
-            idle.append(task.worker)
-            if len(task.files) > 1:
-                again.extend((file, 0) for file in task.files)
-            elif task.tries < _LONE_TRIES and not task.hung:
-                again.append((task.files[0], task.tries))
-            else:
-                yield Scored(1, [_given_up(job, task.files[0], task.hung)], [])
-        else:
-            idle.append(task.worker)
-            yield scored
-    for task in under_way.values():
-        if task.worker.hangs() and not task.hung:
-            task.hung = True
-            task.worker.kill()
-
-
-def _given_up(job: Job, file: FileRef, hung: bool) -> dict[str, object]:
-    did = f"took more than {FILE_SECONDS:.0f} seconds" if hung else "crashed"
-    digest = None
-    with suppress(ImageError):  # with its hash it counts as scored, so that it is not tried every night
-        digest = blake2b(file.read(job.root)[0], digest_size=32).hexdigest()
-    return {
-        "archive": job.archive, "path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns,
-        "content_hash": digest, "status": "decoder_failed", "error": f"The process that read the picture {did}.",
-        "model": AgeModel.load(job.model_path).id, "mode": job.mode, "engine": "none", "run_id": job.run_id,
-        "scored_at": datetime.now(UTC),
-    }  # fmt: skip
-
-
-_scorer: Scorer | None = None  # of this worker process
-_file_started: c_double
-
-
-def _open(job: Job) -> int:
-    global _scorer
+def _open() -> int:
+    global _work
     end_with_parent(signal.SIGKILL)
     parent = parent_process()
     if parent is not None and os.getppid() != parent.pid:
         os._exit(1)  # it was killed before the line above, and no signal will come
-    _scorer = Scorer(job)
+    _work = _task.open()
     # libtiff and others write a line for every damaged file; the rows say it better.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     return os.getpid()
 
 
-def _work(files: Shard) -> Scored:
-    assert _scorer is not None
-    return _scorer.score(files, _note_start)
-
-
-def _share(file_started: c_double) -> None:
-    global _file_started
-    _file_started = file_started
+def _work_on(items: Sequence[Any]) -> Any:
+    return _work(items, _note_start)
 
 
 def _note_start() -> None:
-    _file_started.value = monotonic()
+    _item_started.value = monotonic()

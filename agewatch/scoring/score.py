@@ -7,23 +7,22 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
 from agewatch.errors import UsageError
-from agewatch.estimator.engine import EngineName, Precision
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import stamp
-from agewatch.progress import Progress, unwatched
-from agewatch.scoring import archive
+from agewatch.scoring import archive, pool
 from agewatch.scoring.archive import FileRef, Listing
-from agewatch.scoring.pool import score_shards
-from agewatch.scoring.predictions import Rows, Stored, Writer
-from agewatch.scoring.scorer import Job, Scored, hash_key, known_content
+from agewatch.scoring.content import SharedKeys, hash_key
+from agewatch.scoring.predictions import Key, Rows
+from agewatch.scoring.scorer import Execution, Job, Scored
+from agewatch.scoring.writer import Stored, Writer
 
 Again = Literal["nothing", "refused", "all"]
 """What is scored although the table holds it: nothing, the refused files, or all."""
@@ -71,15 +70,11 @@ def score_archive(
     *,
     model_path: Path,
     table: Path,
-    cache: Path,
+    how: Execution,
     mode: Mode = "detect",
-    engine: EngineName = "auto",
-    precision: Precision = "auto",
-    workers: int | None = None,
     max_refused: float = 0.05,
     name: str | None = None,
     again: Again = "nothing",
-    progress: Progress = unwatched,
 ) -> Summary:
     """Score every picture below `root` that the table does not hold yet, and return the archive's state.
 
@@ -94,29 +89,28 @@ def score_archive(
     if not name or "/" in name or not name.isprintable():
         raise UsageError(f"An archive's name is printable text without '/', not {name!r}: choose one with --archive.")
     listing = archive.find(root)
-    model = AgeModel.load(model_path)
-    job = Job(root, name, model_path, mode, engine, precision, cache, _run_id())
-    writer = Writer(table, archive=name, root=root, model=model.id, mode=mode)
+    key = Key(name, AgeModel.load(model_path).id, mode)
+    job = Job(root, key, model_path, how.cache, how.engine, how.precision, f"{stamp()}-{uuid.uuid4().hex[:6]}")
+    writer = Writer(table, key, root=root)
     pending = [file for file in listing.files if not _is_scored(file, writer.stored.get(file.path), again)]
     if pending:
         writer.require_writable()
     counts: Counter[str] = Counter()
     done, engine_name = 0, None
-    progress(0, len(pending), counts)
-    for scored in _score(job, pending, writer, workers or len(os.sched_getaffinity(0)), again):
+    how.progress(0, len(pending), counts)
+    for scored in _score(job, pending, writer, how.workers, again):
         writer.write(scored.rows)
         counts.update(row["status"] for row in scored.rows)
         done += scored.files
         engine_name = scored.rows[0]["engine"] if scored.rows else engine_name
-        progress(done, len(pending), counts)
+        how.progress(done, len(pending), counts)
+    seconds = perf_counter() - started
     summary = Summary(
-        archive=name,
+        **asdict(key),
         run_id=job.run_id,
-        model=model.id,
-        mode=mode,
         engine=engine_name,
         scored=len(pending),
-        seconds=round(seconds := perf_counter() - started, 3),
+        seconds=round(seconds, 3),
         faces_per_s=round(counts["ok"] / seconds, 1),
         predictions=str(table.resolve()),
         **_state(listing, writer.stored, len(pending)),
@@ -143,12 +137,12 @@ def _score(job: Job, pending: Sequence[FileRef], writer: Writer, workers: int, a
     size = max(16, min(SHARD_FILES, len(pending) // (workers * 8) + 1))
     mistaken: list[FileRef] = []
     stored = writer.stored.values() if again == "nothing" else ()
-    with known_content(hash_key(file.content_hash.hex()) for file in stored if file.content_hash) as known:
-        for scored in score_shards(replace(job, known=known), archive.shards(pending, size), workers):
-            copies, unknown = _copies(writer, scored.same, job.run_id)
-            mistaken += unknown
-            yield Scored(scored.files - len(unknown), scored.rows + copies, [])
-    yield from score_shards(job, archive.shards(mistaken, size), workers) if mistaken else ()
+    known = SharedKeys(hash_key(file.content_hash.hex()) for file in stored if file.content_hash)
+    for scored in pool.run(replace(job, known=known), archive.shards(pending, size), workers):
+        copies, unknown = _copies(writer, scored.same, job.run_id)
+        mistaken += unknown
+        yield Scored(scored.files - len(unknown), scored.rows + copies, [])
+    yield from pool.run(job, archive.shards(mistaken, size), workers) if mistaken else ()
 
 
 def _copies(writer: Writer, same: Sequence[tuple[FileRef, str]], run_id: str) -> tuple[Rows, list[FileRef]]:
@@ -168,7 +162,7 @@ def _copies(writer: Writer, same: Sequence[tuple[FileRef, str]], run_id: str) ->
         found = [row for row in rows_at.get(holders[file.path] or "", []) if row["content_hash"] == digest]
         if not found:
             unknown.append(file)
-        changed: dict[str, Any] = {"path": file.path, "bytes": file.bytes, "mtime_ns": file.mtime_ns}
+        changed: dict[str, Any] = asdict(file)
         if found and found[0]["path"] != file.path:
             changed |= {"run_id": run_id, "scored_at": datetime.now(UTC)}
         copies += [row | changed for row in found]
@@ -195,7 +189,3 @@ def _state(listing: Listing, stored: dict[str, Stored], scored: int) -> dict[str
         "unlisted": listing.unlisted,
         "disappeared_paths": gone,
     }
-
-
-def _run_id() -> str:
-    return f"{stamp()}-{uuid.uuid4().hex[:6]}"

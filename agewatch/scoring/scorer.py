@@ -1,48 +1,49 @@
 """A shard of files -> rows of the predictions table: what a worker process does."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from agewatch.errors import ImageError
 from agewatch.estimator.engine import EngineName, Precision, open_engine
 from agewatch.estimator.faces import Face, YuNet, look
 from agewatch.estimator.images import RGB, quality
 from agewatch.estimator.model import AgeModel
-from agewatch.estimator.spec import Mode
+from agewatch.progress import Progress, unwatched
 from agewatch.scoring.archive import FileRef
-from agewatch.scoring.predictions import Rows
+from agewatch.scoring.content import SharedKeys, hash_key
+from agewatch.scoring.pool import Task
+from agewatch.scoring.predictions import Key, Rows
 
 BATCH_CHIPS = 32
 """Chips that go through the network at once, whatever files they come from."""
 _REMEMBERED = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """How to score, in a form that travels to worker processes.
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
-    `known` names a .npy file of sorted `hash_key`s: content whose rows the table holds already.
+
+@dataclass(frozen=True)
+class Execution:
+    """How a model is run over pictures, which changes no row beyond rounding.
+
+    `cache` is the folder for converted networks, `workers` the number of processes.
     """
 
-    root: Path
-    archive: str
-    model_path: Path
-    mode: Mode
-    engine: EngineName
-    precision: Precision
     cache: Path
-    run_id: str
-    known: Path | None = None
+    workers: int = field(default_factory=cores)
+    engine: EngineName = "auto"
+    precision: Precision = "auto"
+    progress: Progress = unwatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +55,35 @@ class Scored:
     same: list[tuple[FileRef, str]]
 
 
-def hash_key(content_hash: str) -> int:
-    """The first 64 bits of a content hash: enough to guess that it is known, the table tells for certain."""
-    return int(content_hash[:16], 16)
+@dataclass(frozen=True)
+class Job(Task[FileRef, Scored]):
+    """Scoring files of an archive; `known` is content whose rows the table holds already."""
 
+    root: Path
+    key: Key
+    model_path: Path
+    cache: Path
+    engine: EngineName
+    precision: Precision
+    run_id: str
+    known: SharedKeys | None = None
 
-@contextmanager
-def known_content(keys: Iterable[int]) -> Iterator[Path | None]:
-    """Yield a file of sorted `hash_key`s for `Job.known`, which workers map instead of holding a copy each."""
-    known = np.sort(np.fromiter(keys, np.uint64))
-    if not len(known):
-        yield None
-        return
-    with TemporaryFile() as file:  # without a name, it is gone with this process, however that ends
-        np.save(file, known)
-        file.flush()
-        yield Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+    def open(self) -> Callable[[Sequence[FileRef], Callable[[], None]], Scored]:
+        """Open the model, and in detect mode the detector. Raises ModelError."""
+        return Scorer(self).score
+
+    def give_up(self, item: FileRef, why: str) -> Scored:
+        """One row that says `decoder_failed`."""
+        digest = None
+        with suppress(ImageError):  # with its hash it counts as scored, so that it is not tried every night
+            digest = blake2b(item.read(self.root)[0], digest_size=32).hexdigest()
+        row = self.row(item, "none") | {"content_hash": digest, "status": "decoder_failed"}
+        return Scored(1, [row | {"error": f"The process that read the picture {why}."}], [])
+
+    def row(self, file: FileRef, engine: str) -> dict[str, Any]:
+        """What every row of a file has."""
+        provenance = {"engine": engine, "run_id": self.run_id, "scored_at": datetime.now(UTC)}
+        return asdict(file) | asdict(self.key) | provenance
 
 
 @contextmanager
@@ -90,10 +104,8 @@ class Scorer:
         model = AgeModel.load(job.model_path)
         self._job = job
         self._model = model
-        self._model_id = model.id
         self._engine = open_engine(model, cache=job.cache, engine=job.engine, precision=job.precision)
-        self._detector = YuNet() if job.mode == "detect" else None
-        self._known: npt.NDArray[np.uint64] = np.load(job.known, mmap_mode="r") if job.known else np.empty(0, np.uint64)
+        self._detector = YuNet() if job.key.mode == "detect" else None
         self._done: dict[str, Rows] = {}  # of this worker, by content hash: archives repeat themselves
 
     def score(self, files: Sequence[FileRef], starts: Callable[[], None] = lambda: None) -> Scored:
@@ -105,27 +117,28 @@ class Scorer:
         same: list[tuple[FileRef, str]] = []
         repeated: list[dict[str, Any]] = []
         waiting: list[tuple[dict[str, Any], RGB]] = []
-        spec = self._model.spec
+        cut = self._model.spec.cut
         for file in files:
             starts()
-            row = self._row(file)
+            row = self._job.row(file, self._engine.name)
             try:
                 data, file = file.read(self._job.root)  # its row is of what was read
-                row |= {"bytes": file.bytes, "mtime_ns": file.mtime_ns}
-                row["content_hash"] = digest = blake2b(data, digest_size=32).hexdigest()
-                if self._is_known(digest):
+                digest = blake2b(data, digest_size=32).hexdigest()
+                row |= asdict(file) | {"content_hash": digest}
+                if self._job.known is not None and hash_key(digest) in self._job.known:
                     same.append((file, digest))
                     continue
                 if digest in self._done:
                     repeated.append(row)
                     continue
                 with one_pictures_misfortune():
-                    seen = look(data, self._detector, scale=spec.preprocessing.chip_scale, size=spec.image_size)
+                    seen = look(data, self._detector, cut)
             except ImageError as refusal:
                 rows.append(row | {"status": refusal.code, "error": str(refusal)})
                 continue
             self._done[digest] = []
-            row |= {"width": seen.width, "height": seen.height, "captured_at": seen.captured_at}
+            row |= {"width": seen.width, "height": seen.height, "captured_at": seen.captured_at, "camera": seen.camera}
+            row["turn"] = 0
             if not seen.faces:
                 rows.append(row | {"status": "no_face"})
             for index, (face, chip) in enumerate(zip(seen.faces, seen.chips, strict=True)):
@@ -136,29 +149,11 @@ class Scorer:
         rows += self._with_ages(waiting)
         return Scored(len(files), rows + self._repeat(rows, repeated), same)
 
-    def _row(self, file: FileRef) -> dict[str, Any]:
-        return {
-            "archive": self._job.archive,
-            "path": file.path,
-            "bytes": file.bytes,
-            "mtime_ns": file.mtime_ns,
-            "model": self._model_id,
-            "mode": self._job.mode,
-            "engine": self._engine.name,
-            "run_id": self._job.run_id,
-            "scored_at": datetime.now(UTC),
-        }
-
-    def _is_known(self, content_hash: str) -> bool:
-        key = np.uint64(hash_key(content_hash))
-        place = int(np.searchsorted(self._known, key))
-        return place < len(self._known) and self._known[place] == key
-
     def _with_ages(self, waiting: Sequence[tuple[dict[str, Any], RGB]]) -> Rows:
         if not waiting:
             return []
         distributions = self._engine(np.stack([chip for _, chip in waiting]))
-        ages = self._model.estimate(distributions, [self._job.mode] * len(waiting))
+        ages = self._model.estimate(distributions, [self._job.key.mode] * len(waiting))
         return [
             row | {"age": float(age), "age_low": float(low), "age_high": float(high)}
             for (row, _), age, low, high in zip(waiting, ages.age, ages.low, ages.high, strict=True)

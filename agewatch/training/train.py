@@ -24,12 +24,15 @@ from agewatch.estimator.network import AgeNetwork
 from agewatch.estimator.spec import Calibration, Floats, Member, Mode, Preprocessing, Spec
 from agewatch.files import write_json, write_text
 from agewatch.labelled import metrics
+from agewatch.labelled.calibration import calibrate, covered
 from agewatch.labelled.dataset import SPLITS, Faces, known_splits, prepare
 from agewatch.labelled.metrics import Metrics
 from agewatch.labelled.sources import read_sources
+from agewatch.labelled.tables import as_markdown, as_records
 from agewatch.scoring.archive import FileRef
-from agewatch.scoring.predictions import SCHEMA
-from agewatch.scoring.scorer import Job, Scorer, hash_key
+from agewatch.scoring.content import hash_key
+from agewatch.scoring.predictions import SCHEMA, Key
+from agewatch.scoring.scorer import Job, Scorer, cores
 from agewatch.training import finetune
 from agewatch.training.candidates import FOLDS, cnn_model, ensemble_model, features, linear_model, ridge, svr
 from agewatch.training.provenance import claim, data_hash, git_commit, library_versions
@@ -61,7 +64,7 @@ def train(
     config: TrainConfig,
     cache: Path,
     start: Path | None = None,
-    workers: int = 2,
+    workers: int | None = None,
     log: Log = print,
 ) -> Trained:
     """Train all candidates on labelled pictures and leave everything about them in the folder `run`.
@@ -84,7 +87,7 @@ def train(
         raise UsageError(f"A source named {ALL!r} would be mixed up with the whole: rename it.")
     log(f"Reading {len(labelled)} labelled pictures ...")
     faces = prepare(
-        labelled, size=spec.image_size, chip_scale=spec.preprocessing.chip_scale, workers=workers, cache=cache,
+        labelled, spec.cut, workers=workers or cores(), cache=cache,
         earlier=earlier, progress=lambda done, total: log(f"  {done} of {total}"),
     )  # fmt: skip
     _require_enough(faces, config)
@@ -97,7 +100,7 @@ def train(
     chosen = config.serve or min(errors, key=errors.__getitem__)
     log(f"Served: {chosen} (validation MAE {errors[chosen]:.2f} years)")
     tables = _comparison(models, faces, run)
-    records = {name: metrics.as_records(table) for name, table in tables.items()}
+    records = {name: as_records(table) for name, table in tables.items()}
     model = _calibrated(models[chosen], faces, run)
     recorded = _metrics(model, faces, run) | {
         "faces": faces.counts("split"),
@@ -107,7 +110,7 @@ def train(
     }
     folder = _save(AgeModel(replace(model.spec, metrics=recorded), model.weights), faces, roots, earlier, run)
     write_json(run / "comparison.json", records)
-    text = (f"## {name}\n\n{metrics.as_markdown(table)}" for name, table in tables.items())
+    text = (f"## {name}\n\n{as_markdown(table)}" for name, table in tables.items())
     write_text(run / "comparison.md", "\n".join(text))
     return Trained(run, folder, chosen, tables)
 
@@ -231,7 +234,7 @@ def _comparison(models: dict[str, AgeModel], faces: Faces, run: Path) -> dict[st
 
 def _calibrated(model: AgeModel, faces: Faces, run: Path) -> AgeModel:
     found = _distributions(model, faces, "calibration", run)
-    calibration = metrics.calibrate(found, faces.true("calibration"), faces.modes("calibration"), model.spec.labels)
+    calibration = calibrate(found, faces.true("calibration"), faces.modes("calibration"), model.spec.labels)
     return AgeModel(replace(model.spec, calibration=calibration), model.weights)
 
 
@@ -240,7 +243,7 @@ def _metrics(model: AgeModel, faces: Faces, run: Path) -> dict[str, Any]:
     found = model.estimate(_distributions(model, faces, "test", run), faces.modes("test"))
     true = faces.true("test")
     interval = {
-        "coverage": float(metrics.covered(found.low, found.high, true, model.spec.labels).mean()),
+        "coverage": float(covered(found.low, found.high, true, model.spec.labels).mean()),
         "mean_width_years": float((found.high - found.low).mean()),
         "n": len(true),
     }
@@ -287,13 +290,15 @@ def _reference(faces: Faces, folder: Path, roots: dict[str, Path], cache: Path) 
     Scored as an archive would be: crops in both modes, so that either mode of an archive finds its reference.
     """
     held_out = faces.table[faces.table["split"].isin(["calibration", "test"])]
-    tables = []
+    tables, model_id = [], AgeModel.load(folder).id
     for (source, cut_as), rows in held_out.groupby(["source", "mode"]):
         truth = dict(zip(rows["path"], rows["age"].astype(float), strict=True))
         modes: tuple[Mode, ...] = ("crop", "detect") if cut_as == "crop" else ("detect",)
         for mode in modes:
-            job = Job(roots[str(source)], str(source), folder, mode, "openvino", "f32", cache, "reference")
-            scored = Scorer(job).score([FileRef(path, None, None) for path in truth]).rows
+            job = Job(
+                roots[str(source)], Key(str(source), model_id, mode), folder, cache, "openvino", "f32", "reference"
+            )
+            scored = Scorer(job).score([FileRef(path) for path in truth]).rows
             ages = [truth[row["path"]] if row.get("face") == 0 else None for row in scored]
             table = pa.Table.from_pylist(scored, SCHEMA)
             tables.append(table.append_column("age_true", pa.array(ages, pa.float32())))

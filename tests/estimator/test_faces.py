@@ -6,7 +6,7 @@ from PIL import Image
 
 from agewatch.estimator.faces import MIN_SCORE, Face, YuNet, _yunet_path, cut_chip, look, whole_picture
 from agewatch.estimator.images import decode, quality
-from agewatch.estimator.spec import PREPROCESSING_REVISION
+from agewatch.estimator.spec import PREPROCESSING_REVISION, Cut
 
 
 def astronaut(scale: float = 1.0) -> np.ndarray:
@@ -43,11 +43,11 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_its_boxes_are_of_the_whole() 
     large = Image.fromarray(astronaut(6))
     data = encoded(large, "JPEG", quality=90)
     assert decode(data, min_side=1280).rgb.shape == (1536, 1536, 3)
-    seen = look(data, YuNet(), scale=1.03, size=160)
+    seen = look(data, YuNet(), Cut(160, 1.03))
     assert (seen.width, seen.height) == (3072, 3072)
     [face], [small] = seen.faces, YuNet()(astronaut())
     assert np.array(face.box) / 6 == pytest.approx(np.array(small.box), abs=6)
-    whole = cut_chip(np.asarray(large), face, scale=1.03, size=160)
+    whole = cut_chip(np.asarray(large), face, Cut(160, 1.03))
     assert np.abs(seen.chips[0].astype(int) - whole).mean() < 6
 
 
@@ -55,9 +55,9 @@ def test_a_small_face_in_a_large_jpeg_gets_its_chip_from_the_whole_picture() -> 
     canvas = np.full((3000, 4000, 3), 128, np.uint8)
     canvas[1000:1512, 1500:2012] = astronaut()
     data = encoded(Image.fromarray(canvas), "JPEG", quality=95)
-    seen = look(data, YuNet(), scale=1.03, size=160)
+    seen = look(data, YuNet(), Cut(160, 1.03))
     [face], [chip] = seen.faces, seen.chips
-    assert np.abs(chip.astype(int) - cut_chip(decode(data).rgb, face, scale=1.03, size=160)).max() == 0
+    assert np.abs(chip.astype(int) - cut_chip(decode(data).rgb, face, Cut(160, 1.03))).max() == 0
 
 
 def test_no_face_in_a_grey_picture_and_largest_first() -> None:
@@ -96,7 +96,7 @@ def test_chips_at_every_edge_are_padded_squares() -> None:
     rgb = np.zeros((50, 80, 3), np.uint8)
     rgb[:, :40] = 255
     for x, y in ((-30.0, -30.0), (70.0, 40.0), (-200.0, 10.0), (30.0, 300.0)):
-        chip = cut_chip(rgb, Face((x, y, 40, 40), score=0.9), scale=1.0, size=32)
+        chip = cut_chip(rgb, Face((x, y, 40, 40), score=0.9), Cut(32, 1.0))
         assert chip.shape == (32, 32, 3)
         assert chip.mean() == pytest.approx(255 if x < 0 else 0 if x > 60 else 127, abs=70)
 
@@ -104,8 +104,8 @@ def test_chips_at_every_edge_are_padded_squares() -> None:
 def test_a_detected_chip_is_centred_and_scaled_by_the_box_height() -> None:
     rgb = np.zeros((100, 100, 3), np.uint8)
     rgb[30:70, 30:70] = 255
-    tight = cut_chip(rgb, Face((35, 30, 30, 40), score=0.9), scale=1.0, size=40)
-    wide = cut_chip(rgb, Face((35, 30, 30, 40), score=0.9), scale=2.0, size=40)
+    tight = cut_chip(rgb, Face((35, 30, 30, 40), score=0.9), Cut(40, 1.0))
+    wide = cut_chip(rgb, Face((35, 30, 30, 40), score=0.9), Cut(40, 2.0))
     assert tight.min() == 255
     assert wide.mean() == pytest.approx(255 / 4, rel=0.02)
 
@@ -113,7 +113,7 @@ def test_a_detected_chip_is_centred_and_scaled_by_the_box_height() -> None:
 def test_crop_mode_keeps_the_whole_picture_unstretched() -> None:
     rgb = np.zeros((100, 50, 3), np.uint8)
     rgb[:50] = 200
-    chip = cut_chip(rgb, whole_picture(rgb), scale=1.03, size=20)
+    chip = cut_chip(rgb, whole_picture(rgb), Cut(20, 1.03))
     assert chip[:9].mean() == 200
     assert chip[11:].mean() == 0
 
@@ -122,7 +122,7 @@ def test_golden_chip_guards_the_preprocessing_revision() -> None:
     """A change of these figures changes every age: raise PREPROCESSING_REVISION with them."""
     assert PREPROCESSING_REVISION == 2
     rgb = decode(encoded(Image.fromarray(astronaut()))).rgb
-    chip = cut_chip(rgb, Face((177.4, 61.2, 90.0, 120.0), score=0.9), scale=1.03, size=64)
+    chip = cut_chip(rgb, Face((177.4, 61.2, 90.0, 120.0), score=0.9), Cut(64, 1.03))
     cells = chip.astype(float).reshape(4, 16, 4, 16, 3).mean(axis=(1, 3, 4))
     assert cells == pytest.approx(np.array(GOLDEN_CELLS), abs=0.5)
     measured = quality(chip)

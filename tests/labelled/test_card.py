@@ -13,7 +13,8 @@ from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Svr
 from agewatch.labelled import card
 from agewatch.labelled.evaluate import Evaluation, summarise
-from agewatch.labelled.metrics import as_records, measure, worst_slice
+from agewatch.labelled.metrics import measure, worst_slice
+from agewatch.labelled.tables import as_records
 
 TRAINING = {
     "recipe": {"epochs": 2, "kwargs": {"drop_rate": 0.2}, "mean": [0.5, 0.4, 0.3], "serve": None},

@@ -9,15 +9,16 @@ from pictures import encoded
 from PIL import Image
 
 from agewatch.errors import LabelError
+from agewatch.estimator.spec import Cut
 from agewatch.labelled import dataset
 from agewatch.labelled.dataset import NEAR_DUPLICATE_BITS, SPLITS, Faces, prepare, require_no_leaks
 from agewatch.labelled.sources import read_sources
-from agewatch.scoring.scorer import hash_key
+from agewatch.scoring.content import hash_key
 
 
 def prepared(*sources: Path, earlier: dict[int, str] | None = None) -> Faces:
     cache = sources[0].parent / "cache"
-    return prepare(read_sources(sources), size=32, chip_scale=1.03, workers=1, cache=cache, earlier=earlier or {})
+    return prepare(read_sources(sources), Cut(32, 1.03), workers=1, cache=cache, earlier=earlier or {})
 
 
 def splits_of(faces: Faces) -> dict[int, str]:
@@ -86,7 +87,7 @@ def test_splits_have_their_shares_in_every_decade_and_do_not_depend_on_order(tmp
     for split, share in SPLITS.items():
         assert shares[split].to_numpy() == pytest.approx([share] * 3, abs=0.06)
     labelled = read_sources([tmp_path / "data"])
-    turned = prepare(labelled[::-1], size=32, chip_scale=1.03, workers=1, cache=tmp_path / "cache")
+    turned = prepare(labelled[::-1], Cut(32, 1.03), workers=1, cache=tmp_path / "cache")
     assert by_path(turned) == by_path(faces)
 
 

@@ -11,9 +11,11 @@ from pictures import ASTRONAUT
 
 from agewatch.errors import LabelError
 from agewatch.labelled.evaluate import LEARNT, evaluate_archive, learnt_keys, summarise
+from agewatch.progress import Progress, unwatched
 from agewatch.scoring import predictions
-from agewatch.scoring.score import Progress, score_archive, unwatched
-from agewatch.scoring.scorer import hash_key
+from agewatch.scoring.content import hash_key
+from agewatch.scoring.score import score_archive
+from agewatch.scoring.scorer import Execution
 
 
 def key(picture: bytes) -> int:
@@ -23,9 +25,8 @@ def key(picture: bytes) -> int:
 def evaluated(
     model: Path, source: Path, cache: Path, leave_out: set[int], progress: Progress = unwatched
 ) -> pd.DataFrame:
-    return evaluate_archive(
-        model, [source], cache=cache, workers=1, precision="f32", leave_out=leave_out, progress=progress
-    )
+    how = Execution(cache, 1, precision="f32", progress=progress)
+    return evaluate_archive(model, [source], how=how, leave_out=leave_out)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_every_labelled_picture_has_one_row_scored_as_an_archive_is(
     assert (scored["age"] == [2 * int(path.removesuffix(".png")) for path in scored.index]).all()
     assert set(scored["sex"]) == {"female", "male"}
     score_archive(
-        drawn, model_path=model_folder, table=tmp_path / "table", cache=cache, mode="crop", precision="f32", workers=1
+        drawn, model_path=model_folder, table=tmp_path / "table", mode="crop", how=Execution(cache, 1, precision="f32")
     )
     rows = predictions.read(tmp_path / "table").to_pandas().set_index("path").loc[scored.index]
     for own, theirs in (("predicted", "age"), ("low", "age_low"), ("high", "age_high"), ("sharpness", "sharpness")):

@@ -8,21 +8,9 @@ from scipy import stats
 
 from agewatch.estimator.model import estimate
 from agewatch.estimator.spec import Labels, Mode
-from agewatch.labelled.metrics import (
-    MIN_BAND_FACES,
-    MIN_MODE_FACES,
-    MIN_SLICE_FACES,
-    as_markdown,
-    as_records,
-    balanced_mae,
-    calibrate,
-    covered,
-    from_records,
-    measure,
-    risk_coverage,
-    slices,
-    worst_slice,
-)
+from agewatch.labelled.calibration import MIN_BAND_FACES, MIN_MODE_FACES, calibrate, covered
+from agewatch.labelled.metrics import MIN_SLICE_FACES, balanced_mae, measure, risk_coverage, slices, worst_slice
+from agewatch.labelled.tables import as_markdown, as_records, from_records
 
 
 def test_metrics_of_known_errors() -> None:

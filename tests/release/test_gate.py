@@ -15,10 +15,10 @@ from agewatch.errors import HeldBackError, LabelError, ModelError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.files import now, write_json
 from agewatch.labelled.evaluate import evaluate_archive
-from agewatch.progress import unwatched
 from agewatch.release import gate, store
 from agewatch.release.gate import Compared, Decision, Record, judge
 from agewatch.release.package import package
+from agewatch.scoring.scorer import Execution
 
 N = 1200
 
@@ -193,12 +193,12 @@ def test_two_models_are_compared_on_pictures_and_the_record_decides(tmp_path: Pa
         (data / f"{number}.png").write_bytes(drawn_face(number % 90, number))
     table = data.with_suffix(".csv")
     table.write_text("path,age\n" + "".join(f"{number}.png,1\n" for number in range(220)))
-    options = {"cache": cache, "workers": 1, "precision": "f32", "progress": unwatched}
-    frame = evaluate_archive(challenger, [data], leave_out=set(), **options)  # type: ignore[arg-type]
+    how = Execution(cache, 1, precision="f32")
+    frame = evaluate_archive(challenger, [data], leave_out=set(), how=how)
     frame.assign(age=frame["predicted"].round().astype(int))[["path", "age"]].to_csv(table, index=False)
 
     store.promote(folder, champion)
-    record = gate.compare(folder, challenger, champion, [data], **options)  # type: ignore[arg-type]
+    record = gate.compare(folder, challenger, champion, [data], how)
     assert record.decision.promote
     assert record.decision.challenger < 0.6 < record.decision.champion
     assert record.sources == {"drawn": 220}
@@ -210,12 +210,12 @@ def test_two_models_are_compared_on_pictures_and_the_record_decides(tmp_path: Pa
     assert (written["champion"], written["challenger"]) == (AgeModel.load(champion).id, AgeModel.load(challenger).id)
     assert gate.promote(folder, challenger, force=False).file == challenger.name
 
-    back = gate.compare(folder, champion, challenger, [data], **options)  # type: ignore[arg-type]
+    back = gate.compare(folder, champion, challenger, [data], how)
     assert not back.decision.promote
     with pytest.raises(HeldBackError):
         gate.promote(folder, champion, force=False)
     with pytest.raises(UsageError, match="is the model it would be compared with"):
-        gate.compare(folder, champion, champion, [data], **options)  # type: ignore[arg-type]
+        gate.compare(folder, champion, champion, [data], how)
 
 
 def test_a_challenger_that_hides_what_it_learnt_from_is_not_compared(tmp_path: Path, cache: Path) -> None:
@@ -226,10 +226,10 @@ def test_a_challenger_that_hides_what_it_learnt_from_is_not_compared(tmp_path: P
         package(folder_of, version=folder_of.name, store=folder)
         for folder_of in (tiny_model(tmp_path / "0"), tmp_path / "1")
     )
-    options = {"cache": cache, "workers": 1, "precision": "f32", "progress": unwatched}
+    how = Execution(cache, 1, precision="f32")
     with pytest.raises(UsageError, match="does not say which pictures it learnt from"):
-        gate.compare(folder, challenger, champion, [], **options)  # type: ignore[arg-type]
+        gate.compare(folder, challenger, champion, [], how)
     write_age_folders(tmp_path / "drawn", ages=[10, 40], each=2)
-    record = gate.compare(folder, champion, challenger, [tmp_path / "drawn"], **options)  # type: ignore[arg-type]
+    record = gate.compare(folder, champion, challenger, [tmp_path / "drawn"], how)
     assert not record.held_out  # as a champion it is, with a word about it
     assert record.sources == {"drawn": 4}

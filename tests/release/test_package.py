@@ -44,9 +44,12 @@ def test_the_archive_holds_the_code_that_made_it_and_nothing_else(mar: Path) -> 
             "model.safetensors",
             "reference.parquet",
             "splits.parquet",
-            *(f"agewatch/{source.relative_to(code)}" for source in code.rglob("*.py")),
+            "agewatch/__init__.py",
+            "agewatch/errors.py",
+            *(f"agewatch/estimator/{source.name}" for source in (code / "estimator").glob("*.py")),
+            *(f"smoke/{name}" for name in ("face-1.png", "face-2.png", "face-3.png", "answers.json")),
         }
-        assert archive.read("agewatch/errors.py") == (code / "errors.py").read_bytes()
+        assert archive.read("agewatch/estimator/model.py") == (code / "estimator" / "model.py").read_bytes()
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_DEFLATED}
         manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
     assert manifest == {

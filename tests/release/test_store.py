@@ -131,7 +131,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A place where agewatch seems to be installed; its folder `agewatch` and its neighbours are searched."""
     root = tmp_path / "installed"
     (root / "agewatch").mkdir(parents=True)
-    monkeypatch.setattr(store, "__file__", str(root / "agewatch" / "store.py"))
+    monkeypatch.setattr(store, "__file__", str(root / "agewatch" / "release" / "store.py"))
     return root
 
 

@@ -83,7 +83,7 @@ def test_a_listed_file_that_became_a_pipe_or_a_link_is_neither_waited_for_nor_fo
         pipe.read(tmp_path)
     with pytest.raises(ImageError, match="a symbolic link now"):
         link.read(tmp_path)
-    assert FileRef("b.jpg", None, None).read(tmp_path)[0] == b"x"  # named by its user, not listed
+    assert FileRef("b.jpg").read(tmp_path)[0] == b"x"  # named by its user, not listed
 
 
 def test_the_log_of_a_table_is_no_picture(tmp_path: Path) -> None:

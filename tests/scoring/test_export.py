@@ -12,6 +12,8 @@ from rows import row, writer
 from agewatch.errors import TableError, UsageError
 from agewatch.scoring import predictions
 from agewatch.scoring.export import export as write
+from agewatch.scoring.predictions import Key
+from agewatch.scoring.writer import Writer
 
 
 def export(tmp_path: Path, form: Any, **options: Any) -> Path:
@@ -40,7 +42,7 @@ def test_exports_agree_and_follow_the_contract(tmp_path: Path) -> None:
 def test_exports_take_one_model_and_its_latest_mode(tmp_path: Path) -> None:
     writer(tmp_path, tmp_path).write([row("x.jpg", age=1)])
     later = datetime(2027, 1, 1, tzinfo=UTC)
-    crop = predictions.Writer(tmp_path / "table", archive="a", root=tmp_path, model="m-1@0", mode="crop")
+    crop = Writer(tmp_path / "table", Key("a", "m-1@0", "crop"), root=tmp_path)
     crop.write([row("x.jpg", age=2, mode="crop", scored_at=later)])
     writer(tmp_path, tmp_path, model="m-2@0").write([row("x.jpg", age=3, model="m-2@0", scored_at=later)])
     assert [record["age"] for record in json.loads(export(tmp_path, "json").read_text())] == [2]

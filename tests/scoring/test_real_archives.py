@@ -5,12 +5,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 
+from agewatch.estimator.spec import Mode
 from agewatch.release.store import resolve
 from agewatch.scoring import archive as archives
 from agewatch.scoring import predictions
-from agewatch.scoring.score import Mode, Summary, score_archive
+from agewatch.scoring.score import Summary, score_archive
+from agewatch.scoring.scorer import Execution
 from agewatch.settings import Settings
 
 DATA = Path(os.environ.get("AGEWATCH_DATA", ""))
@@ -19,8 +22,9 @@ pytestmark = pytest.mark.skipif("AGEWATCH_DATA" not in os.environ, reason="AGEWA
 
 def scored(root: Path, folder: Path, mode: Mode = "detect") -> tuple[Summary, list[dict[str, Any]]]:
     model = resolve(None, Settings().model_store)
-    summary = score_archive(root, model_path=model, table=folder / "table", cache=folder / "cache", mode=mode)
-    return summary, predictions.read(folder / "table", archive=root.name).to_pylist()
+    how = Execution(folder / "cache")
+    summary = score_archive(root, model_path=model, table=folder / "table", how=how, mode=mode)
+    return summary, predictions.read(folder / "table", pc.field("archive") == root.name).to_pylist()
 
 
 def test_photographs_as_they_come(tmp_path: Path) -> None:

@@ -19,14 +19,17 @@ from PIL import Image
 
 from agewatch.errors import UsageError
 from agewatch.estimator.model import AgeModel
+from agewatch.progress import unwatched
 from agewatch.scoring import archive, predictions
 from agewatch.scoring.score import Summary, score_archive
+from agewatch.scoring.scorer import Execution
 
 
 @pytest.fixture
 def run(archive: Path, tmp_path: Path, model_folder: Path, cache: Path) -> Any:
     def score(**changed: Any) -> Summary:
-        options = {"model_path": model_folder, "table": tmp_path / "table", "cache": cache, "workers": 2}
+        how = Execution(cache, changed.pop("workers", 2), progress=changed.pop("progress", unwatched))
+        options = {"model_path": model_folder, "table": tmp_path / "table", "how": how}
         return score_archive(changed.pop("root", archive), **(options | changed))
 
     return score
@@ -82,8 +85,9 @@ import sys, json
 from pathlib import Path
 from threading import Thread
 from agewatch.scoring.score import score_archive
+from agewatch.scoring.scorer import Execution
 root, model, table, cache = map(Path, sys.argv[1:])
-summary = score_archive(root, model_path=model, table=table, cache=cache)
+summary = score_archive(root, model_path=model, table=table, how=Execution(cache))
 loaded = [name for name in ("torch", "timm", "openvino") if name in sys.modules]
 print(json.dumps([summary.scored, summary.skipped, summary.refused, loaded]))
 """
@@ -101,6 +105,7 @@ import json, os, sys
 from pathlib import Path
 from threading import Thread
 from agewatch.scoring.score import score_archive
+from agewatch.scoring.scorer import Execution
 root, model, table, cache = map(Path, sys.argv[1:])
 opened = []
 
@@ -110,7 +115,7 @@ def note(event, found):
 
 sys.addaudithook(note)
 if __name__ == "__main__":
-    summary = score_archive(root, model_path=model, table=table, cache=cache, mode="crop", workers=1)
+    summary = score_archive(root, model_path=model, table=table, how=Execution(cache, 1), mode="crop")
     below = sum(path.startswith(f"{root}/") for path in opened)
     (root / "000.png").read_bytes()
     seen = sum(path.startswith(f"{root}/") for path in opened) - below
@@ -136,7 +141,8 @@ def test_only_what_changed_is_scored_again(run: Any, archive: Path, tmp_path: Pa
     after = rows(tmp_path)
     assert after["torn.jpg"][0]["status"] == "no_face"
     assert after["new.png"][0]["status"] == "no_face"
-    assert after["face.png"] == [before["face.png"][0] | {"mtime_ns": 1}]
+    changed = {"mtime_ns": 1, "ctime_ns": (archive / "face.png").stat().st_ctime_ns}
+    assert after["face.png"] == [before["face.png"][0] | changed]
     assert after["empty.jpg"] == before["empty.jpg"]
     assert run().scored == 0
 
@@ -195,8 +201,8 @@ def test_copied_and_moved_files_get_rows_without_running_the_network(run: Any, a
     assert (summary.scored, summary.disappeared_paths) == (3, ["deep/turned.JPG"])
     for new, old in (("copy.png", "face.png"), ("moved.JPG", "deep/turned.JPG")):
         [row], [known] = after[new], before[old]
-        own = {"path": new, "run_id": summary.run_id, "scored_at": row["scored_at"], "mtime_ns": row["mtime_ns"]}
-        assert row == known | own
+        of_the_file = {name: row[name] for name in ("scored_at", "mtime_ns", "ctime_ns")}
+        assert row == known | of_the_file | {"path": new, "run_id": summary.run_id}
         assert row["scored_at"] > known["scored_at"]
     assert after["deep/er/grey"][0]["width"] == 310
     assert after["face.png"] == before["face.png"]
@@ -282,10 +288,11 @@ import json, sys
 from pathlib import Path
 from threading import Thread
 from agewatch.scoring import pool, score
+from agewatch.scoring.scorer import Execution
 if __name__ == "__main__":
-    pool.FILE_SECONDS = 4
+    pool.ITEM_SECONDS = 4
     root, model, table, cache = map(Path, sys.argv[1:])
-    summary = score.score_archive(root, model_path=model, table=table, cache=cache, mode="crop", workers=2)
+    summary = score.score_archive(root, model_path=model, table=table, how=Execution(cache, 2), mode="crop")
     print(json.dumps([summary.refused, summary.faces]))
 """
 

@@ -5,33 +5,51 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from pictures import ASTRONAUT
 
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Band, Calibration, Mode
 from agewatch.scoring.archive import FileRef
+from agewatch.scoring.predictions import Key
 from agewatch.scoring.scorer import Job, Scorer
 
-HOLD = """
-from agewatch.scoring.scorer import known_content
-with known_content([3, 1, 2]) as known:
-    print(known, flush=True)
+SHARE = """
+import sys
+from dataclasses import dataclass
+from agewatch.scoring import pool
+from agewatch.scoring.content import SharedKeys
+
+@dataclass(frozen=True)
+class Asked(pool.Task):
+    known: SharedKeys
+    def open(self):
+        return lambda items, starts: [item in self.known for item in items]
+    def give_up(self, item, why):
+        raise AssertionError(why)
+
+if __name__ == "__main__":
+    for keys in ([3, 1, 2**64 - 1], []):
+        print(*pool.run(Asked(SharedKeys(keys)), [[1, 2], [3, 2**64 - 1]], 2), flush=True)
     input()
 """
 
 
-def test_known_content_is_read_by_others_and_gone_with_its_process(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+def test_known_content_is_read_by_workers_and_leaves_nothing_when_its_process_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SHARE)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    before = set(Path("/dev/shm").iterdir())
+    environment = {**os.environ, "TMPDIR": str(scratch)}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True) as process:
+    with subprocess.Popen([sys.executable, script], stdin=pipe, stdout=pipe, env=environment, text=True) as process:
         assert process.stdout is not None
-        known = Path(process.stdout.readline().strip())
-        for _ in range(2):  # by a worker, and by the one in its place
-            assert np.load(known, mmap_mode="r").tolist() == [1, 2, 3]
+        known, unknown = sorted(eval(process.stdout.readline().replace("] [", "], ["))), process.stdout.readline()
+        assert known == [[True, False], [True, True]]
+        assert unknown.split() == ["[False,", "False]"] * 2
         process.send_signal(signal.SIGKILL)
-    assert list(tmp_path.iterdir()) == []
+    assert list(scratch.iterdir()) == []
+    assert {path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("pym-")} == set()
 
 
 def test_a_row_has_the_interval_of_its_mode(model_folder: Path, cache: Path, tmp_path: Path) -> None:
@@ -40,8 +58,8 @@ def test_a_row_has_the_interval_of_its_mode(model_folder: Path, cache: Path, tmp
     AgeModel(replace(model.spec, calibration=only_crops), model.weights).save(tmp_path)
 
     def width(mode: Mode) -> float:
-        job = Job(ASTRONAUT.parent, "space", tmp_path, mode, "openvino", "f32", cache, "run")
-        [row] = Scorer(job).score([FileRef(ASTRONAUT.name, None, None)]).rows
+        job = Job(ASTRONAUT.parent, Key("space", "m", mode), tmp_path, cache, "openvino", "f32", "run")
+        [row] = Scorer(job).score([FileRef(ASTRONAUT.name)]).rows
         return row["age_high"] - row["age_low"]
 
     assert width("crop") < 5

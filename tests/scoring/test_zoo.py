@@ -7,6 +7,7 @@ from zoo import zoo
 from agewatch.estimator.images import decode
 from agewatch.scoring import predictions
 from agewatch.scoring.score import score_archive
+from agewatch.scoring.scorer import Execution
 
 ZOO = zoo()
 REFUSED = {name for name, odd in ZOO.items() if odd.status not in ("ok", "no_face")}
@@ -35,7 +36,7 @@ def test_every_odd_file_gets_its_status(tmp_path: Path, model_folder: Path, cach
     folder.mkdir()
     for name, odd in ZOO.items():
         (folder / name).write_bytes(odd.data)
-    summary = score_archive(folder, model_path=model_folder, table=tmp_path / "table", cache=cache)
+    summary = score_archive(folder, model_path=model_folder, table=tmp_path / "table", how=Execution(cache))
     rows = predictions.read(tmp_path / "table").to_pylist()
     assert {row["path"]: row["status"] for row in rows} == {name: odd.status for name, odd in ZOO.items()}
     assert len(rows) == summary.found == len(ZOO)

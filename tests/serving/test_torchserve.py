@@ -32,6 +32,7 @@ from agewatch.estimator.model import AgeModel
 from agewatch.release.package import package
 from agewatch.scoring import predictions
 from agewatch.scoring.score import score_archive
+from agewatch.scoring.scorer import Execution
 from agewatch.serving.torchserve import Served, curl_line, running
 
 WAIT_SECONDS = 120
@@ -125,7 +126,7 @@ def test_one_torn_picture_of_eight_in_a_batch_and_seven_ages_as_score_finds_them
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
     table = tmp_path / "predictions"
-    summary = score_archive(folder, model_path=mar, table=table, cache=tmp_path / "cache", workers=1)
+    summary = score_archive(folder, model_path=mar, table=table, how=Execution(tmp_path / "cache", 1))
     rows = {row["path"]: row for row in predictions.read(table).to_pylist()}
     assert set(rows) == set(pictures)
     tolerance = 0.01 if summary.engine == "openvino-f32" else 0.3

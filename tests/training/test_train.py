@@ -19,7 +19,7 @@ from agewatch.errors import LabelError, UsageError
 from agewatch.estimator.model import AgeModel, read_reference, read_splits
 from agewatch.estimator.spec import Member
 from agewatch.scoring import predictions
-from agewatch.scoring.scorer import hash_key
+from agewatch.scoring.content import hash_key
 from agewatch.training.recipe import TrainConfig
 from agewatch.training.train import CANDIDATES, Trained, train
 

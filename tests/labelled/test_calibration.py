@@ -8,8 +8,16 @@ from estimates import CROPS, simulated
 
 from agewatch.estimator.model import band_quantiles, conformity, estimate
 from agewatch.estimator.spec import Band, Calibration, Labels
-from agewatch.labelled.coverage import conformal_limits, coverage_by_band, floor, too_low
-from agewatch.labelled.metrics import COVERAGE, Slice, calibrate, covered
+from agewatch.labelled.calibration import (
+    COVERAGE,
+    calibrate,
+    conformal_limits,
+    coverage_by_band,
+    covered,
+    floor,
+    too_low,
+)
+from agewatch.labelled.metrics import Slice
 
 LABELS = Labels()
 

@@ -1,18 +1,33 @@
-"""What coverage the calibration promises for new faces: exact limits by band, and the floor that every decade keeps."""
+"""Intervals: how they are calibrated, and what coverage that promises for new faces.
 
+Split-conformal by mode and band of true age; the limits of the coverage are exact, and every decade keeps a floor.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from agewatch.estimator.spec import Calibration, Labels
-from agewatch.labelled.metrics import Slice, Years, conformal_rank
+from agewatch.estimator.model import conformity
+from agewatch.estimator.spec import Band, Calibration, Floats, Labels, Mode
+from agewatch.labelled.metrics import Slice, Years
 
+COVERAGE = Calibration.coverage
+"""Share of true ages that intervals are made to hold."""
+MIN_BAND_FACES = 200
+"""Neighbouring decades are merged until a band holds so many calibration faces."""
+MIN_MODE_FACES = 100
+"""Modes are calibrated apart where each has so many faces: a coverage of 90 % then spreads by 3 points (Vovk, 2012)."""
 LIMIT = 0.01
 """Each limit of a coverage is passed by chance so often: the 99 % lower and the 99 % upper limit."""
 FLOOR, FLOOR_FACES = 0.85, 100
 """Coverage that no true decade with so many faces goes below by more than two binomial standard deviations."""
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,40 @@ class BandCoverage:
     def limits(self) -> str:
         """Both limits as text."""
         return f"{self.limit_low:.1%} to {self.limit_high:.1%}"
+
+
+def calibrate(probabilities: Floats, ages: Years, modes: Sequence[Mode], labels: Labels) -> Calibration:
+    """Split-conformal quantiles by mode and by decade of the true age (Mondrian and label-conditional; Vovk, 2012).
+
+    probabilities: (n, bins) of faces that neither training nor selection saw. ages: (n,), clipped to the bins.
+    modes: (n,); apart, as crops and detected faces come from unlike archives: together, the many would hide the few.
+    Neighbouring decades are merged until a band has MIN_BAND_FACES faces, or only one band is left.
+    """
+    years = np.clip(np.rint(ages).astype(int), labels.lowest, labels.highest)
+    scores = conformity(probabilities)[np.arange(len(years)), years - labels.lowest]
+    counts = Counter(modes)
+    apart: list[Mode | None] = [*sorted(counts)]
+    if len(counts) < 2 or min(counts.values()) < MIN_MODE_FACES:
+        apart = [None]
+    bands = []
+    for mode in apart:
+        faces = np.array([mode in (None, of) for of in modes])
+        for low, high in _bands(years[faces], labels):
+            if (inside := faces & (years >= low) & (years <= high)).any():
+                bands.append(Band(low, high, int(inside.sum()), _conformal_quantile(scores[inside]), mode))
+    return Calibration(COVERAGE, tuple(bands))
+
+
+def covered(low: Years, high: Years, ages: Years, labels: Labels) -> Mask:
+    """Which true ages (n,) lie in their interval; ages above the bins' range count as its end."""
+    clipped = np.clip(ages, labels.lowest, labels.highest)
+    inside: Mask = (low <= clipped) & (clipped <= high)
+    return inside
+
+
+def conformal_rank(n: int) -> int:
+    """The rank, from 1, of the score of n that is the quantile; n + 1 where n is too small for COVERAGE."""
+    return int(np.ceil((n + 1) * COVERAGE))
 
 
 def conformal_limits(n_calibration: int, n_test: int) -> tuple[float, float]:
@@ -88,3 +137,22 @@ def _count_law(n_calibration: int, n_test: int) -> Years:
 def _limits(law: Years) -> tuple[float, float]:
     below, n = np.cumsum(law), len(law) - 1
     return int(np.searchsorted(below, LIMIT)) / n, min(int(np.searchsorted(below, 1 - LIMIT)), n) / n
+
+
+def _conformal_quantile(scores: Floats) -> float:
+    """The ceil((n + 1) COVERAGE)-th smallest score; 1, which covers all, where n is too small for it."""
+    rank = conformal_rank(len(scores))
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else 1.0
+
+
+def _bands(ages: npt.NDArray[np.int_], labels: Labels) -> list[tuple[int, int]]:
+    """Decades, merged upwards from the youngest until each holds enough faces; a thin rest joins the last band."""
+    bands: list[tuple[int, int]] = []
+    low = labels.lowest
+    for high in (*range(labels.lowest + 9, labels.highest - 9, 10), labels.highest):
+        if ((ages >= low) & (ages <= high)).sum() >= MIN_BAND_FACES:
+            bands.append((low, high))
+            low = high + 1
+    if low <= labels.highest:
+        bands = [*bands[:-1], (bands[-1][0] if bands else labels.lowest, labels.highest)]
+    return bands

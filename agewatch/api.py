@@ -1,0 +1,177 @@
+"""From Python: functions that equal the commands.
+
+A model, table or folder that is not given is the one that the settings name; see `agewatch.settings`. Heavy rooms are
+imported inside the functions.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agewatch.files import stamp
+from agewatch.progress import Progress, unwatched
+from agewatch.settings import Settings
+
+if TYPE_CHECKING:
+    from agewatch.estimator.engine import EngineName, Precision
+    from agewatch.estimator.spec import Mode
+    from agewatch.labelled.evaluate import Evaluation
+    from agewatch.release.gate import Record
+    from agewatch.release.store import Pointer
+    from agewatch.scoring.export import ExportFormat
+    from agewatch.scoring.score import Again, Summary
+    from agewatch.scoring.scorer import Execution
+    from agewatch.serving.torchserve import Served
+    from agewatch.training.train import Trained
+
+ModelPath = Path | str | None
+"""A model file; None is the store's current one, or the starter."""
+
+
+def score_archive(
+    folder: Path | str,
+    *,
+    model: ModelPath = None,
+    predictions: Path | str | None = None,
+    faces: "Mode" = "detect",
+    engine: "EngineName" = "auto",
+    precision: "Precision" = "auto",
+    workers: int | None = None,
+    max_refused: float = 0.05,
+    name: str | None = None,
+    again: "Again" = "nothing",
+    progress: Progress = unwatched,
+) -> "Summary":
+    """Score every picture below a folder that the table does not hold yet; see `agewatch.scoring.score`."""
+    from agewatch.scoring import score
+
+    return score.score_archive(
+        Path(folder), model_path=model_file(model), table=Path(predictions or Settings().predictions),
+        how=_execution(engine, precision, workers, progress), mode=faces, max_refused=max_refused, name=name,
+        again=again,
+    )  # fmt: skip
+
+
+def export(
+    out: Path | str,
+    *,
+    format: "ExportFormat" = "csv",
+    model: ModelPath = None,
+    predictions: Path | str | None = None,
+    archive: str | None = None,
+    statuses: Sequence[str] = (),
+    all_models: bool = False,
+) -> int:
+    """Write rows to a file and return how many; see `agewatch.scoring.export`."""
+    from agewatch.estimator.model import AgeModel
+    from agewatch.scoring.export import export as write
+
+    model_id = None if all_models else AgeModel.load(model_file(model)).id
+    table = Path(predictions or Settings().predictions)
+    return write(table, Path(out), format=format, model=model_id, archive=archive, statuses=statuses)
+
+
+def train(
+    data: Sequence[Path],
+    *,
+    recipe: Path | None = None,
+    start: Path | None = None,
+    out: Path | None = None,
+    workers: int | None = None,
+    log: Callable[[str], None] = print,
+) -> "Trained":
+    """Train the candidates on labelled pictures; see `agewatch.training.train`.
+
+    They start from `start`, by default from the current model, unless the recipe says `pretrained`. The run's folder
+    is `out`, by default a new one below the home.
+    """
+    from agewatch.training.recipe import TrainConfig
+    from agewatch.training.train import train as run_training
+
+    settings = Settings()
+    config = TrainConfig.from_toml(recipe) if recipe else TrainConfig()
+    return run_training(
+        data, run=out or settings.home / "train" / stamp(), config=config, cache=settings.cache,
+        start=model_file(start) if start or not config.pretrained else None, workers=workers, log=log,
+    )  # fmt: skip
+
+
+def package(folder: Path, *, version: str | None = None) -> Path:
+    """Package the model folder that `train` left as a `.mar` in the store, by default as its next version."""
+    from agewatch.release import store
+    from agewatch.release.package import package as make
+
+    target = Settings().model_store
+    return make(model_file(folder), version=version or store.next_version(target), store=target)
+
+
+def evaluate(
+    data: Sequence[Path],
+    *,
+    model: ModelPath = None,
+    every: bool = False,
+    precision: "Precision" = "auto",
+    workers: int | None = None,
+    progress: Progress = unwatched,
+) -> "Evaluation":
+    """Measure a model on labelled pictures, those that it learnt from only with `every`."""
+    from agewatch.labelled import evaluate as evaluation
+
+    path = model_file(model)
+    learnt = set() if every else evaluation.learnt_keys(path)
+    how = _execution("auto", precision, workers, progress)
+    frame = evaluation.evaluate_archive(path, data, how=how, leave_out=learnt)
+    return evaluation.summarise(frame, path, held_out=bool(learnt))
+
+
+def compare(
+    challenger: Path,
+    data: Sequence[Path],
+    *,
+    champion: ModelPath = None,
+    precision: "Precision" = "auto",
+    workers: int | None = None,
+    progress: Progress = unwatched,
+) -> "Record":
+    """Compare a model with the current one on labelled pictures, and keep the decision in the store."""
+    from agewatch.release import gate
+
+    how = _execution("auto", precision, workers, progress)
+    return gate.compare(Settings().model_store, model_file(challenger), model_file(champion), data, how)
+
+
+def promote(file: Path, *, force: bool = False) -> "Pointer":
+    """Make a model current that passed `compare`, or with `force` any of the store."""
+    from agewatch.release import gate
+
+    return gate.promote(Settings().model_store, file, force=force)
+
+
+def rollback() -> "Pointer":
+    """Make the model current again that was so before."""
+    from agewatch.release import store
+
+    return store.rollback(Settings().model_store)
+
+
+def serve(
+    *, model: ModelPath = None, port: int = 8080, workers: int | None = None, precision: "Precision" = "auto"
+) -> "AbstractContextManager[Served]":
+    """Serve a model over REST for the length of a `with` block; see `agewatch.serving.torchserve`."""
+    from agewatch.serving.torchserve import running
+
+    return running(model_file(model), home=Settings().home, port=port, workers=workers, precision=precision)
+
+
+def model_file(model: ModelPath) -> Path:
+    """The model file to use: see `agewatch.release.store.resolve`, of the store that the settings name."""
+    from agewatch.release.store import resolve
+
+    return resolve(None if model is None else Path(model), Settings().model_store)
+
+
+def _execution(engine: "EngineName", precision: "Precision", workers: int | None, progress: Progress) -> "Execution":
+    from agewatch.scoring.scorer import Execution, cores
+
+    return Execution(Settings().cache, workers or cores(), engine, precision, progress)

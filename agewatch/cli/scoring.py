@@ -1,0 +1,100 @@
+"""Commands that score archives and give their rows out: `score`, `export`, `demo`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from agewatch import api
+from agewatch.cli.options import (
+    ArchiveOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    TableOption,
+    WorkersOption,
+    answer,
+)
+from agewatch.errors import REFUSAL_CODES, UsageError
+from agewatch.settings import Settings
+
+app = typer.Typer()
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Folder of pictures, searched recursively.")],
+    model: ModelOption = None,
+    predictions: TableOption = None,
+    faces: Annotated[
+        Literal["detect", "crop"], typer.Option(help="Find faces, or take each picture as one face.")
+    ] = "detect",
+    engine: Annotated[Literal["auto", "openvino", "torch"], typer.Option(help="What runs the network.")] = "auto",
+    precision: PrecisionOption = "auto",
+    workers: WorkersOption = None,
+    max_refused: Annotated[float, typer.Option(min=0, max=1, help="Refused share that ends with exit 3.")] = 0.05,
+    archive: ArchiveOption = None,
+    rescore: Annotated[bool, typer.Option("--rescore", help="Score everything again.")] = False,
+    retry_refused: Annotated[bool, typer.Option("--retry-refused", help="Score the refused files again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score every picture of ARCHIVE that is not scored yet: one row a face, one honest row for every file."""
+    from agewatch.cli import display
+
+    with display.progress(quiet=as_json) as on_progress:
+        summary = api.score_archive(
+            folder, model=model, predictions=predictions, faces=faces, engine=engine, precision=precision,
+            workers=workers, max_refused=max_refused, name=archive,
+            again="all" if rescore else "refused" if retry_refused else "nothing", progress=on_progress,
+        )  # fmt: skip
+    answer(as_json, summary, display.summary, summary, max_refused)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    format: Annotated[Literal["csv", "parquet", "json"], typer.Option(help="Form of the file.")] = "csv",
+    predictions: TableOption = None,
+    archive: ArchiveOption = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="Keep rows of this status; `refused` means all refusals.")
+    ] = None,
+    model: ModelOption = None,
+    all_models: Annotated[bool, typer.Option("--all-models", help="Rows of all models and modes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write rows to a file: of one model (the current) and each archive's latest mode, so that a path stands once."""
+    known = ("ok", "no_face", *REFUSAL_CODES)
+    if unknown := set(status or ()) - {*known, "refused"}:
+        raise UsageError(f"There is no status {', '.join(sorted(unknown))}; there are {', '.join(known)} and refused.")
+    statuses = [code for name in status or () for code in (REFUSAL_CODES if name == "refused" else [name])]
+    rows = api.export(
+        out, format=format, model=model, predictions=predictions, archive=archive, statuses=statuses,
+        all_models=all_models,
+    )  # fmt: skip
+    answer(as_json, {"rows": rows, "out": str(out.resolve())}, typer.echo, f"{rows} rows in {out}")
+
+
+@app.command()
+def demo(
+    archive: Annotated[
+        Path | None,
+        typer.Argument(metavar="[ARCHIVE]", help="Your own folder; default: a small built-in archive."),
+    ] = None,
+) -> None:
+    """Score a small archive, or your own folder, and print the drift verdict: the whole way in one command."""
+    from agewatch.cli import display
+
+    if archive is None:
+        from agewatch.scoring.demo import build_archive
+
+        archive = build_archive(Settings().home / "demo")
+        typer.echo(f"A small archive of public-domain pictures, and some damaged files: {archive}")
+    with display.progress(quiet=False) as on_progress:
+        summary = api.score_archive(archive, max_refused=1, progress=on_progress)
+    display.summary(summary, 1)
+    if summary.found:
+        from monitoring import drift
+
+        display.drift(drift.run(summary.archive))

@@ -1,0 +1,251 @@
+"""Writing the predictions table: one archive's rows of one model and mode, by compare-and-swap."""
+
+import builtins
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
+
+from agewatch.errors import TableError, UsageError
+from agewatch.scoring.content import Arrivals
+from agewatch.scoring.predictions import (
+    ROOT_PROPERTY,
+    SCHEMA,
+    Key,
+    Rows,
+    dataset,
+    lacking,
+    place,
+    plain,
+    read_table,
+    require_columns,
+)
+
+TIDY_COMMITS = 100
+"""So many commits apart a table's small files are merged."""
+_STATE = ["path", "status", "bytes", "mtime_ns", "content_hash"]
+_MAX_ATTEMPTS = 50
+_SPARE_BYTES = 2**20  # what a commit writes beyond its rows: footers, log, checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the table knows of one file."""
+
+    status: str
+    bytes: int | None
+    mtime_ns: int | None
+    content_hash: builtins.bytes | None
+    faces: int
+
+
+class Writer:
+    """Writes one archive's rows of one model and mode; other runs may write to the same table meanwhile.
+
+    Raises UsageError where the archive's name already belongs to another root, TableError where the table can't be
+    written.
+    """
+
+    def __init__(self, folder: Path, key: Key, *, root: Path) -> None:
+        self._folder = folder
+        self._key = key
+        self._started = datetime.now(UTC)  # what this run finds is there by now
+        self._table = self._claim(_as_text(root.resolve()))
+        self.stored = _summarise(self._rows(key.where, _STATE))
+        self._arrivals: Arrivals | None = None  # of no use to a run that writes nothing
+        self._others_wrote = False
+        self._holders: dict[bytes | None, str] | None = None
+
+    def write(self, rows: Rows) -> int:
+        """Commit the rows of some files at once, replacing those files' earlier rows; returns the rows written.
+
+        Each row gets its `arrived_at` here: when the archive first held its content, in whatever model or mode.
+        Compare-and-swap on the snapshot that was read: where another run committed first, files that it has already
+        scored in the same state are dropped from ours.
+        """
+        for attempt in range(_MAX_ATTEMPTS):
+            if self._others_wrote:
+                rows = self._without_scored_elsewhere(rows)
+            if not rows:
+                return 0
+            try:
+                arrivals = self._known_arrivals()
+                table = pa.Table.from_pylist([row | {"arrived_at": arrivals.of(row)} for row in rows], SCHEMA)
+                self._commit(table)
+                self.stored.update(_summarise(table.to_batches()))
+                self._tidy()
+                return len(rows)
+            except CommitFailedError:
+                time.sleep(random.uniform(0, min(1.0, 0.05 * 2**attempt)))
+                self._table.update_incremental()
+                self._others_wrote = True  # from here on `stored` may lack what they wrote
+            except (DeltaError, OSError) as error:
+                raise TableError(f"The table {self._folder} can't be written: {plain(error)}.") from error
+        raise TableError(f"The table {self._folder} stayed busy: {_MAX_ATTEMPTS} commits were refused.")
+
+    def require_writable(self) -> None:
+        """Raise TableError where this user may not write to the table."""
+        # Asked first, as delta-rs prints a panic before it raises.
+        if not all(os.access(place, os.W_OK | os.X_OK) for place in (self._folder, self._folder / "_delta_log")):
+            raise TableError(f"The table {self._folder} can't be written by this user, only read.")
+
+    def holder(self, content_hash: str, *, rather: str) -> str | None:
+        """Return the path of a stored file with this content, `rather` where it is one, None where there is none."""
+        digest = bytes.fromhex(content_hash)
+        stored = self.stored.get(rather)
+        if stored is not None and stored.content_hash == digest:
+            return rather
+        if self._holders is None:  # built once, when the first copied or moved file turns up
+            self._holders = {file.content_hash: path for path, file in self.stored.items()}
+        return self._holders.get(digest)
+
+    def _tidy(self) -> None:
+        """Every so many commits: merge small files, and open the table afresh, whose log grows slow to hold.
+
+        Another run that writes at this moment comes first; a disk that is nearly full puts it off.
+        """
+        version = self._table.version()
+        if version % TIDY_COMMITS:
+            return
+        with suppress(CommitFailedError, TableError):
+            self._require_room(sum(self._table.get_add_actions()["size_bytes"].to_pylist()))
+            self._table.optimize.compact(commit_properties=CommitProperties(max_commit_retries=0))
+        version = self._table.version()
+        self._table = DeltaTable(place(self._folder))
+        self._others_wrote |= self._table.version() != version
+
+    def rows_of(self, paths: Iterable[str]) -> Rows:
+        """Return the stored rows of some files of this archive, model and mode."""
+        wanted = pa.array(paths, pa.string())  # typed, as there may be none
+        rows: Rows = read_table(self._table, self._folder, self._key.where & pc.field("path").isin(wanted)).to_pylist()
+        return rows
+
+    def _commit(self, table: pa.Table) -> None:
+        paths = sorted(set(table["path"].to_pylist()))
+        once = CommitProperties(max_commit_retries=0)
+        if young := lacking(self._table):
+            fields = [field for field in Schema.from_arrow(SCHEMA).fields if field.name in young]
+            self._table.alter.add_columns(fields, commit_properties=once)
+        replaces = any(path in self.stored for path in paths)
+        self._require_room(table.nbytes + (self._bytes_around(paths) if replaces else 0))
+        if replaces:
+            known = f"{_predicate(self._key)} AND path IN ({', '.join(map(_quote, paths))})"
+            write_deltalake(self._table, table, mode="overwrite", predicate=known, commit_properties=once)
+        else:
+            write_deltalake(self._table, table, mode="append", commit_properties=once)
+
+    def _bytes_around(self, paths: Sequence[str]) -> int:
+        """Size of the files that may, by their statistics, hold rows of sorted paths: an overwrite may copy them."""
+        actions = self._table.get_add_actions(flatten=True)
+        may_hold = np.ones(len(actions["size_bytes"]), bool)
+        bounds = {column: (name, name) for column, name in asdict(self._key).items()} | {"path": (paths[0], paths[-1])}
+        for column, (low, high) in bounds.items():
+            pairs = zip(actions[f"min.{column}"].to_pylist(), actions[f"max.{column}"].to_pylist(), strict=True)
+            may_hold &= [None in (least, most) or (least <= high and low <= most) for least, most in pairs]
+        return int(np.array(actions["size_bytes"].to_pylist())[may_hold].sum())
+
+    def _require_room(self, needed: int) -> None:
+        # Asked first, as delta-rs, which meets a full disk on its way, prints a panic before it raises.
+        needed += _SPARE_BYTES
+        if (room := shutil.disk_usage(self._folder).free) < needed:
+            raise TableError(
+                f"The disk that holds {self._folder} is full: {room / 1e6:.1f} MB are free and the next commit may need"
+                f" {needed / 1e6:.1f} MB. Rows committed before are kept; make room and run again."
+            )
+
+    def _without_scored_elsewhere(self, rows: Rows) -> Rows:
+        paths = list({row["path"] for row in rows})
+        newer = _summarise(self._rows(self._key.where & pc.field("path").isin(paths), _STATE))
+        changed = {path for path, stored in newer.items() if self.stored.get(path) != stored}
+        contents = [row["content_hash"] for row in rows if row.get("content_hash")]
+        self._known_arrivals().learn(
+            self._rows(_in_archive(self._key) & pc.field("content_hash").isin(contents), Arrivals.COLUMNS)
+        )
+        self.stored.update(newer)
+        return [row for row in rows if not (row["path"] in changed and _same_file(row, newer[row["path"]]))]
+
+    def _rows(self, where: ds.Expression, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from dataset(self._table, self._folder).to_batches(columns=list(columns), filter=where)
+        except (DeltaError, OSError, pa.ArrowException) as error:
+            raise TableError(f"The predictions table can't be read: {plain(error)}.") from error
+
+    def _known_arrivals(self) -> Arrivals:
+        if self._arrivals is None:
+            self._arrivals = Arrivals(self._rows(_in_archive(self._key), Arrivals.COLUMNS), now=self._started)
+        return self._arrivals
+
+    def _claim(self, root: str) -> DeltaTable:
+        """Open or create the table and bind the archive's name to its root in the table's own properties."""
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                table = DeltaTable.create(place(self._folder), schema=SCHEMA, mode="ignore")
+                require_columns(table, self._folder)
+                known = table.metadata().configuration.get(ROOT_PROPERTY + self._key.archive)
+                if known == root:
+                    return table
+                if known is not None:
+                    raise UsageError(
+                        f"The archive name '{self._key.archive}' already stands for {known}; choose another for {root}"
+                        " with --archive NAME."
+                    )
+                self.require_writable()
+                table.alter.set_table_properties(
+                    {ROOT_PROPERTY + self._key.archive: root},
+                    raise_if_not_exists=False,
+                    commit_properties=CommitProperties(max_commit_retries=0),
+                )
+            except CommitFailedError:
+                time.sleep(random.uniform(0, 0.2))
+            except (DeltaError, OSError) as error:
+                raise TableError(f"The table {self._folder} can't be opened: {plain(error)}.") from error
+        raise TableError(f"The table {self._folder} stayed busy.")
+
+
+def _as_text(path: Path) -> str:
+    """An absolute path as UTF-8; one that is none as a file URI, which no path looks like."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return path.as_uri()
+
+
+def _summarise(batches: Iterable[pa.RecordBatch]) -> dict[str, Stored]:
+    state: dict[str, Stored] = {}
+    for rows in batches:  # by batches, and in few objects, as an archive may have ten million files
+        columns = (rows[name].to_pylist() for name in _STATE)
+        for path, status, size, mtime_ns, digest in zip(*columns, strict=True):
+            faces = (state[path].faces if path in state else 0) + (status == "ok")
+            state[path] = Stored(intern(status), size, mtime_ns, digest and bytes.fromhex(digest), faces)
+    return state
+
+
+def _same_file(row: Mapping[str, Any], stored: Stored) -> bool:
+    return (row["bytes"], row["mtime_ns"]) == (stored.bytes, stored.mtime_ns) and stored.content_hash is not None
+
+
+def _in_archive(key: Key) -> ds.Expression:
+    return pc.field("archive") == key.archive
+
+
+def _predicate(key: Key) -> str:
+    """The key as delta-rs takes it."""
+    return " AND ".join(f"{column} = {_quote(name)}" for column, name in asdict(key).items())
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

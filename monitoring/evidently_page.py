@@ -1,0 +1,64 @@
+"""Evidently's part of a report: how each measure is distributed before and now.
+
+Evidently takes a test as a function of two columns and has no place for a verdict that was reached elsewhere, while it
+draws from a sample and would judge by that. So this one file hands the verdict to a registered test through a context
+variable, which is set only while Evidently runs.
+"""
+
+import os
+from contextvars import ContextVar
+
+import pandas as pd
+
+os.environ["DO_NOT_TRACK"] = os.environ["ITERATIVE_DO_NOT_TRACK"] = "1"  # before evidently is imported
+
+import evidently
+from evidently.legacy.calculations.stattests import StatTest, register_stattest
+from evidently.legacy.core import ColumnType
+from evidently.metrics import MedianValue, ValueDrift
+
+from monitoring.verdict import ColumnDrift, Floats, Verdict
+
+MAX_DRAWN = 20_000
+"""Faces drawn a side; a million take 10 s and more and look the same. The verdict is over all of them."""
+MIN_DRAWN = 1_000
+"""Above this the larger side is drawn with as many faces as the smaller, so that bars can be compared."""
+
+
+_judged: ContextVar[dict[str, ColumnDrift]] = ContextVar("_judged")
+
+
+def _as_judged(_: pd.Series, current: pd.Series, __: ColumnType, ___: float) -> tuple[float, bool]:
+    column = _judged.get()[str(current.name)]
+    return column.distance, column.drifted
+
+
+_METHOD = "agewatch_wasserstein"
+register_stattest(StatTest(_METHOD, "1-Wasserstein distance", [ColumnType.Numerical]), _as_judged)
+
+
+def page(verdict: Verdict, before: dict[str, Floats], now: dict[str, Floats]) -> str:
+    """Draw the measures of both sides as Evidently does, with the verdict's own word on each, as one HTML page."""
+    names = [name for name in before if name in now]
+    can_tell = verdict.verdict != "too_little_data"  # else Evidently would say "drift not detected"
+    judged = {column.name: column for column in verdict.columns if column.name in names and can_tell}
+    metrics = [
+        ValueDrift(column=name, method=_METHOD, threshold=judged[name].threshold)
+        if name in judged
+        else MedianValue(column=name)
+        for name in names
+    ]
+    definition = evidently.DataDefinition(numerical_columns=names)
+    sides = [pd.DataFrame({name: side[name] for name in names}) for side in (before, now)]
+    drawn = min(MAX_DRAWN, max(MIN_DRAWN, min(len(side) for side in sides)))
+    sides = [side.sample(drawn, random_state=0) if len(side) > drawn else side for side in sides]
+    reference, current = (evidently.Dataset.from_pandas(side, data_definition=definition) for side in sides)
+    token = _judged.set(judged)
+    try:
+        snapshot = evidently.Report(metrics, include_tests=True).run(current_data=current, reference_data=reference)
+    finally:
+        _judged.reset(token)
+    for result in snapshot.metric_results.values():
+        for widget in result.widget or []:
+            widget.tabs.reverse()  # the histogram says more than the values in the order of the rows
+    return str(snapshot.get_html_str(as_iframe=False))
