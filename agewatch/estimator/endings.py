@@ -20,18 +20,11 @@ def check(image: Image.Image, data: bytes) -> None:
 
     Raises ImageError with code `truncated`, or `unreadable` where a PNG's checksum is wrong.
     """
-    zeros = allowed = 0
     if image.format == "PNG":
         _check_png(data)
-    elif image.format == "WEBP":
-        kind, frame = _webp_frame(memoryview(data))
-        zeros = _zeros_at_end(frame)
-        # What is flat may be coded as thousands of zeros: only a decoder knows whether it needs them.
-        allowed = 0 if zeros > ZEROS and _decodes(kind, frame[: len(frame) - zeros // 2]) else zeros
-    elif image.format in ("HEIF", "AVIF"):
-        zeros = max((_zeros_at_end(content) for kind, content, _ in _boxes(data) if kind == b"mdat"), default=0)
-        allowed = _padding(image)
-    if zeros > max(ZEROS, allowed):
+    elif (image.format == "WEBP" and _is_webp_unfinished(data)) or (
+        image.format in ("HEIF", "AVIF") and _is_heif_unfinished(image, data)
+    ):
         raise truncated()
 
 
@@ -70,6 +63,19 @@ def _check_png(data: bytes) -> None:
             raise ImageError("unreadable", "The picture is damaged: a checksum in it is wrong.")
         place = end + 4
     raise truncated()
+
+
+def _is_webp_unfinished(data: bytes) -> bool:
+    """Tell whether the first frame ends in zeros that its decoder can do without; what is flat may need thousands."""
+    kind, frame = _webp_frame(memoryview(data))
+    zeros = _zeros_at_end(frame)
+    return zeros > ZEROS and _decodes(kind, frame[: len(frame) - zeros // 2])
+
+
+def _is_heif_unfinished(image: Image.Image, data: bytes) -> bool:
+    """Tell whether the media data end in zeros, more than any metadata among them ends in."""
+    zeros = max((_zeros_at_end(content) for kind, content, _ in _boxes(data) if kind == b"mdat"), default=0)
+    return zeros > ZEROS and zeros > _padding(image)
 
 
 def _padding(image: Image.Image) -> int:

@@ -213,7 +213,7 @@ def _split(table: pd.DataFrame, earlier: Mapping[int, str]) -> list[str | None]:
     number = {split: place for place, split in enumerate(names)}
     known = [number.get(earlier.get(hash_key(content), ""), np.nan) for content in usable["content_hash"]]
     groups = usable.assign(known=known).groupby("group").agg(
-        key=("content_hash", "min"), source=("source", "first"), age=("age", "min"), pictures=("age", "size"),
+        key=("content_hash", "min"), source=("source", "min"), age=("age", "min"), pictures=("age", "size"),
         known=("known", "min"),
     )  # fmt: skip
     groups["rank"] = [blake2b(f"{_SPLIT_SALT}:{key}".encode()).hexdigest() for key in groups["key"]]

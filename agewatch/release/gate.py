@@ -1,14 +1,14 @@
 """The champion gate: is a challenger better than the model in use, for everybody, and what was decided about it."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from agewatch.errors import HeldBackError, LabelError, ModelError, UsageError
 from agewatch.estimator.engine import cpu_ms_a_face
@@ -29,10 +29,11 @@ SLICE_YEARS = 0.25
 CHEAPER, CHEAPER_YEARS = 0.9, 0.1
 """A challenger that costs at most this share of the champion's CPU time may have an MAE larger by so many years."""
 DECISIONS = "decisions"
+_CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _RESAMPLES = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class Compared:
     """The MAE of both models in one slice of the same faces, years; `difference` is challenger minus champion."""
 
@@ -48,7 +49,7 @@ class Compared:
         return self.challenger - self.champion
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class Decision:
     """A verdict with its figures: MAEs and the 95 % limits of their difference in years, costs in CPU ms a face."""
 
@@ -64,7 +65,7 @@ class Decision:
     slices: tuple[Compared, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class Record:
     """What the store keeps of a comparison: the ids of both models, the labelled sources, the time, the decision.
 
@@ -77,6 +78,9 @@ class Record:
     sources: dict[str, int]
     decided_at: str
     decision: Decision
+
+
+_RECORD = TypeAdapter(Record)
 
 
 def judge(
@@ -199,9 +203,6 @@ def _verdict(whole: Compared, low: float, high: float, cost: float, parts: Seque
 
 def _read(file: Path) -> Record:
     try:
-        content: dict[str, Any] = json.loads(file.read_bytes())
-        decision = content.pop("decision")
-        slices = tuple(Compared(**part) for part in decision.pop("slices"))
-        return Record(**content, decision=Decision(**decision, slices=slices))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return _RECORD.validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:  # pydantic's is a ValueError
         raise ModelError(f"The decision {file} can't be read: {error!r}.") from error

@@ -2,11 +2,12 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass as record
 
 from agewatch.errors import ModelError, UsageError
 from agewatch.estimator.model import AgeModel
@@ -15,7 +16,7 @@ from agewatch.files import now, write_json
 POINTER_FILE = "current.json"
 
 
-@dataclass(frozen=True)
+@record(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Pointer:
     """What `current.json` holds; `previous` is the whole pointer it replaced, so roll backs can repeat."""
 
@@ -24,6 +25,9 @@ class Pointer:
     sha256: str
     promoted_at: str
     previous: "Pointer | None" = None
+
+
+_POINTER = TypeAdapter(Pointer)
 
 
 @dataclass(frozen=True)
@@ -120,17 +124,11 @@ def read_pointer(store: Path) -> Pointer | None:
     """Read `current.json`, None where there is none. Raises ModelError where it is damaged."""
     file = store / POINTER_FILE
     try:
-        return _parse(json.loads(file.read_bytes()))
+        return _POINTER.validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:  # pydantic's is a ValueError
         raise ModelError(f"{file} can't be read: {error!r}.") from error
-
-
-def _parse(content: Any) -> Pointer:
-    previous = content["previous"]
-    texts = {name: str(content[name]) for name in ("file", "model", "sha256", "promoted_at")}
-    return Pointer(**texts, previous=None if previous is None else _parse(previous))
 
 
 def _checked(store: Path, pointer: Pointer) -> Path:

@@ -41,7 +41,9 @@ from agewatch.training.recipe import TrainConfig
 Log = Callable[[str], None]
 
 
-CANDIDATES = ("ridge on frozen embeddings", "linear SVR on frozen embeddings", "CNN", "CNN, mirrored", "ensemble")
+RIDGE, SVR = "ridge on frozen embeddings", "linear SVR on frozen embeddings"
+CNN, MIRRORED, ENSEMBLE = "CNN", "CNN, mirrored", "ensemble"
+CANDIDATES = (RIDGE, SVR, CNN, MIRRORED, ENSEMBLE)
 """What is compared, and can be served, beside the median age."""
 ALL = "all"
 """Name of the comparison table over all sources."""
@@ -182,23 +184,24 @@ def _candidates(
     """
     log("Ridge and SVR on frozen embeddings ...")
     seen = features(networks[0], faces)
-    models = [linear_model(spec, networks[0], regression(*seen)) for regression in (ridge, svr)]
+    models = {
+        RIDGE: linear_model(spec, networks[0], ridge(*seen)),
+        SVR: linear_model(spec, networks[0], svr(*seen)),
+    }
     for index, network in enumerate(networks):
         log(f"CNN {index + 1} of {len(networks)} ...")
         folder = run / f"member-{index}"
         folder.mkdir(exist_ok=True)
         finetune.fit(network, faces, config, seed=config.seed + index, run=folder, log=log)
     log("Ensemble ...")
-    models += [cnn_model(spec, networks[0], mirrored=mirrored) for mirrored in (False, True)]
+    models |= {CNN: cnn_model(spec, networks[0]), MIRRORED: cnn_model(spec, networks[0], mirrored=True)}
     ages = partial(_ages, faces=faces, split="validation", run=run)
-    errors = [float(np.abs(ages(model) - faces.true("validation")).mean()) for model in models]
-    model, error = ensemble_model(spec, networks, faces, ages)
-    shares = (f"{part.weight:.2f}{f' ({part.svr.share:.0%} SVR)' if part.svr else ''}" for part in model.spec.members)
-    log(f"Its weights: {', '.join(shares)}; validation MAE {error:.2f}")
-    return (
-        dict(zip(CANDIDATES, [*models, model], strict=True)),
-        dict(zip(CANDIDATES, [*errors, error], strict=True)),
-    )
+    errors = {name: float(np.abs(ages(model) - faces.true("validation")).mean()) for name, model in models.items()}
+    models[ENSEMBLE], errors[ENSEMBLE] = ensemble_model(spec, networks, faces, ages)
+    members = models[ENSEMBLE].spec.members
+    shares = (f"{part.weight:.2f}{f' ({part.svr.share:.0%} SVR)' if part.svr else ''}" for part in members)
+    log(f"Its weights: {', '.join(shares)}; validation MAE {errors[ENSEMBLE]:.2f}")
+    return models, errors
 
 
 def _distributions(model: AgeModel, faces: Faces, split: str, run: Path, precision: Precision = "f32") -> Floats:

@@ -4,10 +4,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import EXPECTED
 from faces_drawn import write_age_folders
@@ -209,7 +209,8 @@ def test_ctrl_c_is_exit_130_and_the_next_run_finishes(store: Path, tmp_path: Pat
     )
     assert process.stderr is not None
     assert process.stderr.readline().startswith("0 of")
-    time.sleep(0.5)
+    while not psutil.Process(process.pid).children():  # the workers
+        assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130

@@ -2,7 +2,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from agewatch.errors import ModelError
-from agewatch.estimator.engine import BF16_GATE_YEARS, has_bf16, open_engine, resolve_precision
+from agewatch.estimator import engine
+from agewatch.estimator.engine import BF16_GATE_YEARS, open_engine, resolve_precision
 from agewatch.estimator.model import AgeModel
 
 
@@ -36,9 +37,9 @@ def test_openvino_and_torch_give_the_same_ages(model: AgeModel, cache: Path) -> 
 
 
 def test_a_face_has_its_age_whatever_stands_beside_it_in_the_batch(model: AgeModel, cache: Path) -> None:
-    engine = open_engine(model, cache=cache, precision="f32")
-    together = model.ages(engine(chips(7)))
-    alone = [model.ages(engine(chip[None]))[0] for chip in chips(7)]
+    run = open_engine(model, cache=cache, precision="f32")
+    together = model.ages(run(chips(7)))
+    alone = [model.ages(run(chip[None]))[0] for chip in chips(7)]
     assert together == pytest.approx(alone, abs=0.01)
 
 
@@ -53,8 +54,8 @@ def test_the_converted_network_is_kept(model: AgeModel, tmp_path: Path) -> None:
 
 
 def test_no_thread_is_bound_to_a_core_which_all_workers_would_share(model: AgeModel, cache: Path) -> None:
-    engine = open_engine(model, cache=cache, engine="openvino", precision="f32")
-    running = Thread(target=lambda: [engine(chips(64)) for _ in range(20)])
+    run = open_engine(model, cache=cache, engine="openvino", precision="f32")
+    running = Thread(target=lambda: [run(chips(64)) for _ in range(20)])
     running.start()
     cores: set[int] = set()
     while running.is_alive():
@@ -63,15 +64,22 @@ def test_no_thread_is_bound_to_a_core_which_all_workers_would_share(model: AgeMo
     assert cores == {len(os.sched_getaffinity(0))}
 
 
-def test_auto_uses_bf16_only_where_the_model_passed_its_gate(model: AgeModel) -> None:
+@pytest.mark.parametrize("cpu", [True, False])
+def test_auto_uses_bf16_only_where_cpu_and_model_allow_it(
+    model: AgeModel, cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "has_bf16", lambda: cpu)
+
     def resolved(**bf16: float) -> str:
         spec = dataclasses.replace(model.spec, metrics={"bf16": bf16})
         return resolve_precision(dataclasses.replace(model, spec=spec), "auto")
 
     assert resolved() == "f32"
     assert resolved(mae_change_years=BF16_GATE_YEARS * 2) == "f32"
-    assert resolved(mae_change_years=0.01) == ("bf16" if has_bf16() else "f32")
+    assert resolved(mae_change_years=0.01) == ("bf16" if cpu else "f32")
     assert resolve_precision(model, "f32") == "f32"
+    with nullcontext() if cpu else pytest.raises(ModelError, match="no bf16"):
+        assert resolve_precision(model, "bf16") == "bf16"
 
 
 def test_bf16_with_torch_is_refused(model: AgeModel, cache: Path) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agewatch.errors import ModelError
 from agewatch.estimator.model import AgeModel, band_quantiles, conformity, estimate
@@ -105,3 +107,19 @@ def test_conformity_is_zero_at_the_median_and_one_far_away() -> None:
     scores = conformity(one_hot(30))
     assert scores[0, 30] == 0
     assert scores[0, 29] == scores[0, 31] == 1
+
+
+shapes = st.lists(st.floats(0, 1, width=32), min_size=101, max_size=101).filter(lambda parts: sum(parts) > 0.1)
+
+
+@given(shapes, st.floats(0, 1), st.floats(0, 1))
+def test_an_interval_holds_its_age_and_grows_with_the_quantile(parts: list[float], one: float, other: float) -> None:
+    distribution = (np.array(parts, np.float64) / sum(parts)).astype(np.float32)[None]
+    low, high = sorted([one, other])
+    narrow, wide = (
+        estimate(distribution, ["crop"], Labels(), Calibration(0.9, (Band(0, 100, 500, quantile),)))
+        for quantile in (low, high)
+    )
+    for found in (narrow, wide):
+        assert 0 <= found.low[0] <= found.age[0] <= found.high[0] <= 100
+    assert wide.low[0] <= narrow.low[0] <= narrow.high[0] <= wide.high[0]

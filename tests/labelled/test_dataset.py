@@ -1,10 +1,13 @@
 import os
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pandas as pd
 import pytest
 from faces_drawn import drawn_face, write_age_folders
+from hypothesis import given
+from hypothesis import strategies as st
 from pictures import encoded
 from PIL import Image
 
@@ -283,3 +286,37 @@ def test_a_torn_cache_is_built_anew_and_nothing_is_left_beside_it(tmp_path: Path
             pd.testing.assert_frame_equal(again.table, first.table)
             assert np.array_equal(again.chips, chips)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
+
+
+pictures = st.lists(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 99), st.integers(0, 12)), min_size=1, max_size=60
+)  # source, age, group
+
+
+def table_of(drawn: list[tuple[str, int, int]]) -> pd.DataFrame:
+    rows = [(source, age, group, f"{number:064x}"[::-1]) for number, (source, age, group) in enumerate(drawn, start=1)]
+    return pd.DataFrame(rows, columns=["source", "age", "group", "content_hash"]).assign(reason=None)
+
+
+@given(pictures, st.dictionaries(st.integers(1, 60), st.sampled_from(list(dataset.SPLITS)), max_size=10), st.randoms())
+def test_a_split_parts_no_group_keeps_what_is_known_and_does_not_depend_on_order(
+    drawn: list[tuple[str, int, int]], known: dict[int, str], random: Random
+) -> None:
+    table = table_of(drawn)
+    earlier = {hash_key(f"{number:064x}"[::-1]): split for number, split in known.items()}
+    table["split"] = dataset._split(table, earlier)
+    assert table.groupby("group")["split"].nunique().eq(1).all()
+    order = list(dataset.SPLITS)
+    for group, rows in table.groupby("group"):
+        splits = [earlier[key] for key in map(hash_key, rows["content_hash"]) if key in earlier]
+        if splits:
+            assert set(rows["split"]) == {min(splits, key=order.index)}, group
+    shuffled = table.sample(frac=1, random_state=random.randrange(2**32))
+    assert dataset._split(shuffled, earlier) == shuffled["split"].tolist()
+
+
+def test_a_large_split_has_its_shares() -> None:
+    random = np.random.default_rng(0)
+    table = table_of([("a", int(age), number) for number, age in enumerate(random.integers(0, 90, 5000))])
+    shares = pd.Series(dataset._split(table, {})).value_counts(normalize=True)
+    assert shares.to_dict() == pytest.approx(dataset.SPLITS, abs=0.005)

@@ -22,13 +22,12 @@ def test_metrics_of_known_errors() -> None:
 
 
 def test_the_confidence_interval_covers_at_its_rate() -> None:
+    """At 95 %, the share of 400 draws has a deviation of 1.1 points: neither 90 % nor 99 % would pass."""
     random = np.random.default_rng(0)
     true_mae = np.sqrt(2 / np.pi)
-    hits = 0
-    for _ in range(100):
-        found = measure("x", random.normal(size=200), np.zeros(200))
-        hits += found.mae_low <= true_mae <= found.mae_high
-    assert 88 <= hits <= 100
+    found = [measure("x", random.normal(size=200), np.zeros(200)) for _ in range(400)]
+    hits = sum(each.mae_low <= true_mae <= each.mae_high for each in found)
+    assert 0.92 <= hits / len(found) <= 0.98
 
 
 def test_intervals_hold_their_coverage_overall_and_by_age() -> None:

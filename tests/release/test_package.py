@@ -60,6 +60,45 @@ def test_the_archive_holds_the_code_that_made_it_and_nothing_else(mar: Path) -> 
     }
 
 
+SMOKE = """
+import json, sys
+from pathlib import Path
+import age_handler, agewatch.estimator.model
+
+class Context:
+    system_properties = {"model_dir": sys.argv[1]}
+    def get_all_request_header(self, index): return {}
+    def set_response_status(self, *_): pass
+    def set_response_content_type(self, *_): pass
+
+handler = age_handler.AgeHandler()
+handler.initialize(Context())
+pictures = sorted(Path(sys.argv[1], "smoke").glob("*.png"))
+answers = handler.handle([{"body": picture.read_bytes()} for picture in pictures], Context())
+faces = {picture.name: answer["faces"] for picture, answer in zip(pictures, answers)}
+print(json.dumps([agewatch.estimator.model.__file__, faces]))
+"""
+
+
+def test_away_from_the_checkout_the_archives_own_code_gives_its_own_answers(mar: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    with zipfile.ZipFile(mar) as archive:
+        archive.extractall(model)
+    done = subprocess.run(
+        [sys.executable, "-c", SMOKE, str(model)],
+        cwd=tmp_path, env={"PYTHONPATH": str(model), "AGEWATCH_PRECISION": "f32"}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    origin, faces = json.loads(done.stdout.splitlines()[-1])
+    assert origin == str(model / "agewatch" / "estimator" / "model.py")
+    expected = json.loads((model / "smoke" / "answers.json").read_text())
+    assert list(faces) == list(expected) == ["face-1.png", "face-2.png", "face-3.png"]
+    for name, [face] in faces.items():
+        [known] = expected[name]
+        assert face["age"] == pytest.approx(known["age"], abs=0.01)
+        assert face["box"] == pytest.approx(known["box"], abs=0.1)
+
+
 def test_the_handler_needs_nothing_but_the_archive(mar: Path, tmp_path: Path) -> None:
     """TorchServe puts the unpacked archive first on the path; the handler must load from there alone."""
     with zipfile.ZipFile(mar) as archive:

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 from conftest import EXPECTED
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agewatch.errors import ImageError, UsageError
 from agewatch.scoring.archive import FileRef, decode_path, encode_path, find, shards
@@ -102,3 +104,15 @@ def test_shards_cover_all_files_in_order() -> None:
     cut = list(shards(files, 4))
     assert [len(shard) for shard in cut] == [4, 4, 2]
     assert [file for shard in cut for file in shard] == files
+
+
+@given(st.binary())
+def test_any_name_survives_the_table(name: bytes) -> None:
+    text = encode_path(name)
+    assert decode_path(text) == name
+    assert text.encode("utf-8").decode("utf-8") == text
+
+
+@given(st.lists(st.binary(max_size=6), unique=True))
+def test_different_names_stay_different(names: list[bytes]) -> None:
+    assert len({encode_path(name) for name in names}) == len(names)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encoded, seven_faces
+from damage import KINDS, damaged, of_every_form
+from pictures import seven_faces
 from PIL import Image
 
 from agewatch.errors import REFUSAL_CODES
@@ -15,33 +16,6 @@ from agewatch.scoring.score import Summary, score_archive
 from agewatch.scoring.scorer import Execution
 
 COPIES = 10_000 if "AGEWATCH_SOAK" in os.environ else 300
-FORMS = {
-    "jpg": "JPEG",
-    "png": "PNG",
-    "gif": "GIF",
-    "webp": "WEBP",
-    "tif": "TIFF",
-    "bmp": "BMP",
-    "heic": "HEIF",
-    "avif": "AVIF",
-}
-
-
-def damaged(data: bytes, kind: int, random: np.random.Generator) -> bytes:
-    """Cut short, bits flipped, the header of one place written over another, or (kind 3) zeros from some place on."""
-    if kind == 3:
-        start = int(random.integers(1, len(data) * 9 // 10))
-        return data[:start] + bytes(len(data) - start)
-    if kind == 0:
-        return data[: random.integers(1, len(data))]
-    changed = bytearray(data)
-    if kind == 1:
-        for place in random.integers(0, len(data), random.integers(1, 20)):
-            changed[place] ^= 1 << int(random.integers(8))
-        return bytes(changed)
-    start, to, length = (int(random.integers(1, max(2, len(data) // 2))) for _ in range(3))
-    changed[to : to + length] = data[start : start + length]
-    return bytes(changed)
 
 
 def test_damaged_copies_beside_good_files(tmp_path: Path, model_folder: Path, cache: Path) -> None:
@@ -54,11 +28,11 @@ def test_damaged_copies_beside_good_files(tmp_path: Path, model_folder: Path, ca
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     face = Image.open(good / "portrait.png").convert("RGB")
-    whole = [(suffix, encoded(face, form)) for suffix, form in FORMS.items()]
+    whole = list(of_every_form(face).items())
     half_zeros = set()
     for number in range(COPIES):
         suffix, data = whole[number % len(whole)]
-        kind = int(random.integers(4))
+        kind = int(random.integers(KINDS))
         (mixed / f"{number:05}.{suffix}").write_bytes(damaged(data, kind, random))
         if kind == 3 and suffix not in ("tif", "bmp"):  # these are uncompressed: zeros are black
             half_zeros.add(f"{number:05}.{suffix}")
