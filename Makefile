@@ -1,12 +1,13 @@
 # make demo            set everything up, score a small archive and judge its drift
 # make demo ARCHIVE=~/Pictures
 # make test            set everything up and pass the tests
-# make soak, make bench
+# make quick           the tests of at most 90 seconds
+# make soak, make bench, make coverage
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo lint test soak bench chromium clean
+.PHONY: install demo lint test quick soak bench coverage chromium clean
 
 install: $(VENV)/installed
 
@@ -26,19 +27,32 @@ lint: install
 test: install chromium
 	$(BIN)/python -m pytest
 
+quick: install
+	$(BIN)/python -m pytest -m quick
+
+# Branches that the tests take, a line a wing; workers and commands that tests start count too. Twice as slow.
+coverage: install chromium
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	@for wing in agewatch/estimator agewatch/scoring agewatch/labelled agewatch/training agewatch/release \
+	  agewatch/serving agewatch/cli flows handler monitoring; do \
+	  printf '%-20s %s %%\n' $$wing "$$($(BIN)/coverage report --include="$$wing/*" --format=total)"; done
+
 # The report's test opens it in Debian's Chromium.
 chromium:
 	@command -v chromium >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq chromium; \
 	  else echo "The tests need Chromium: sudo apt-get install chromium"; exit 1; fi; }
 
-# The long versions of the tests of damage and of kills: some ten minutes.
+# The long versions of the tests of damage, of kills and of damaged bytes: some twenty minutes.
+# AGEWATCH_FUZZ_SECONDS=36000 goes on for a night.
 soak: install
-	AGEWATCH_SOAK=1 $(BIN)/python -m pytest -s tests/scoring/test_damage.py tests/scoring/test_kills.py
+	AGEWATCH_SOAK=1 $(BIN)/python -m pytest -s tests/scoring/test_damage.py tests/scoring/test_kills.py tests/estimator/test_fuzz.py
 
 # What scoring costs and finds, written to benchmarks/RESULTS.md: about a quarter of an hour. AGEWATCH_DATA names real pictures.
 bench: install
 	for name in bench decode_memory archive_size $(if $(AGEWATCH_DATA),parity small_faces); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info dist
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* *.egg-info dist
