@@ -39,6 +39,8 @@ def score_archive(
     precision: "Precision" = "auto",
     workers: int | None = None,
     max_refused: float = 0.05,
+    max_gone: float = 0.2,
+    exclude: Sequence[str] = (),
     name: str | None = None,
     again: "Again" = "nothing",
     progress: Progress = unwatched,
@@ -48,8 +50,8 @@ def score_archive(
 
     return score.score_archive(
         Path(folder), model_path=model_file(model), table=Path(predictions or Settings().predictions),
-        how=_execution(engine, precision, workers, progress), mode=faces, max_refused=max_refused, name=name,
-        again=again,
+        how=_execution(engine, precision, workers, progress), mode=faces, limits=score.Limits(max_refused, max_gone),
+        name=name, again=again, exclude=exclude,
     )  # fmt: skip
 
 
@@ -62,6 +64,7 @@ def export(
     archive: str | None = None,
     statuses: Sequence[str] = (),
     all_models: bool = False,
+    with_gone: bool = False,
 ) -> int:
     """Write rows to a file and return how many; see `agewatch.scoring.export`."""
     from agewatch.estimator.model import AgeModel
@@ -69,7 +72,9 @@ def export(
 
     model_id = None if all_models else AgeModel.load(model_file(model)).id
     table = Path(predictions or Settings().predictions)
-    return write(table, Path(out), format=format, model=model_id, archive=archive, statuses=statuses)
+    return write(
+        table, Path(out), format=format, model=model_id, archive=archive, statuses=statuses, with_gone=with_gone
+    )
 
 
 def train(

@@ -7,6 +7,7 @@
     ├── TableError                the predictions table can't be read or written
     ├── LabelError                the labelled pictures can't be trained on or evaluated
     ├── HeldBackError             a model may not be promoted: it did not pass against the current one
+    ├── GoneError                 exit code 6: an archive that was there is missing
     └── ServeError                TorchServe did not come up or did not answer
 
 The library raises these; only the command line turns them into sentences and exit codes.
@@ -68,6 +69,13 @@ class HeldBackError(AgewatchError):
     """A model may not be promoted: it did not pass against the current one."""
 
     code = "held_back"
+
+
+class GoneError(AgewatchError):
+    """An archive that was there is missing: an unmounted disk, a folder that moved."""
+
+    code = "gone"
+    exit_code = 6
 
 
 class ServeError(AgewatchError):

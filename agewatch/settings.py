@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pydantic import field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -12,6 +13,12 @@ class Settings(BaseSettings):
 
     home: Path = Path(".agewatch")
     model_store: Path = Path("model_store")
+
+    @field_validator("home", "model_store")
+    @classmethod
+    def _expand(cls, folder: Path) -> Path:
+        """`~` is the user's home, which no shell has expanded in a service's environment."""
+        return folder.expanduser()
 
     @property
     def predictions(self) -> Path:

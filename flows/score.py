@@ -29,24 +29,31 @@ def score_archive(
     model: str | None = None,
     mode: Mode = "detect",
     max_refused: float = 0.05,
+    max_gone: float = 0.2,
+    exclude: list[str] | None = None,
 ) -> State[None]:
     """Estimate the age of every face in a folder of pictures that has no rows yet.
 
     `name` is the archive's, by default its folder's; `model` is a model file, by default the store's current.
-    A refused share (0..1) of the files found above `max_refused` fails the run; rows are committed whatever
-    the outcome. Raises what `agewatch.score_archive` raises.
+    A refused share (0..1) of the files found above `max_refused` fails the run, as does a share above `max_gone` of the
+    files of the run before that are gone; rows are committed whatever the outcome. `exclude` names files and folders
+    to pass over, as in .gitignore. Raises what `agewatch.score_archive` raises.
     """
     summary = api.score_archive(
-        archive_folder, model=model, faces=mode, max_refused=max_refused, name=name, progress=_Progress()
+        archive_folder,
+        model=model,
+        faces=mode,
+        max_refused=max_refused,
+        max_gone=max_gone,
+        exclude=exclude or (),
+        name=name,
+        progress=_Progress(),
     )
     told = f"Archive {summary.archive}"
     create_markdown_artifact(_markdown(summary), key="score-summary", description=told)
     refused = sum(summary.refused.values())
-    if summary.exit_code:
-        return Failed(
-            message=f"{refused} of {summary.found} files were refused ({summary.refused_share:.1%}), over the"
-            f" budget of {max_refused:.1%}. The rows are committed."
-        )
+    if summary.problem:
+        return Failed(message=summary.problem)
     return Completed(
         message=f"{summary.scored} of {summary.found} files were scored now; in all {summary.faces} faces,"
         f" {summary.no_face} files without a face, {refused} refused."

@@ -91,14 +91,19 @@ def report_on(key: Key, reference: pa.Table, current: pa.Table, out: Path) -> Dr
 
 def run_dir(reports_dir: Path, archive: str) -> Path:
     """A new folder's path for one report: ARCHIVE/RUN under `reports_dir`. RUN is the time in UTC."""
+    return archive_dir(reports_dir, archive) / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+
+
+def archive_dir(reports_dir: Path, archive: str) -> Path:
+    """The folder of an archive's reports."""
     name = quote(archive, safe=" ")
-    name = name.replace(".", "%2E") if set(name) == {"."} else name  # "." and ".." would leave the folder
-    return reports_dir / name / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    return reports_dir / (name.replace(".", "%2E") if set(name) == {"."} else name)  # "." and ".." would leave it
 
 
 def _archive(archive: str | None, table: Path) -> str:
     """The archive meant: the one named, or the only one in the table."""
     names = sorted(predictions.archives(table))
+    archive = archive and predictions.known_name(table, archive)
     if archive in names:
         return archive
     if not names:

@@ -23,6 +23,7 @@ from agewatch.scoring.score import Summary
 if TYPE_CHECKING:  # they bring pandas, which scoring does without
     from agewatch.labelled.evaluate import Evaluation
     from agewatch.release.gate import Record
+    from agewatch.scoring.archives import Archive
     from monitoring.drift import DriftRun
 
 _LINE_SECONDS = 10.0
@@ -54,7 +55,7 @@ def progress(*, quiet: bool) -> Iterator[Progress]:
         yield update
 
 
-def summary(run: Summary, max_refused: float) -> None:
+def summary(run: Summary) -> None:
     """Print the state of an archive after a run."""
     console = Console()
     console.print(
@@ -64,6 +65,7 @@ def summary(run: Summary, max_refused: float) -> None:
         console.print(f"[red]The folder {escape(folder)} can't be listed; its files are not counted.[/red]")
     if not run.found:
         console.print("No pictures were found there." + (f" {run.ignored} other files." if run.ignored else ""))
+        _problem(console, run)
         return
     with_faces = run.found - run.no_face - sum(run.refused.values())
     files = {"ok": with_faces, "no_face": run.no_face, **run.refused, "found": run.found}
@@ -78,12 +80,13 @@ def summary(run: Summary, max_refused: float) -> None:
     if run.disappeared > _PATHS:
         console.print(f"  and {run.disappeared - _PATHS:,} more; --json lists them")
     _ages(console, run)
-    if run.refused_share > max_refused:
-        reasons = ", ".join(f"{n} {code}" for code, n in run.refused.items())
-        console.print(
-            f"[red]{run.refused_share:.1%} refused ({reasons}), more than the {max_refused:.0%} allowed.[/red]"
-        )
+    _problem(console, run)
     console.print(f"Rows: {escape(run.predictions)}", soft_wrap=True)
+
+
+def _problem(console: Console, run: Summary) -> None:
+    if run.problem and not run.unlisted:  # each of those was named already
+        console.print(f"[red]{escape(run.problem)}[/red]", highlight=False)
 
 
 def drift(found: "DriftRun") -> None:
@@ -101,6 +104,16 @@ def drift(found: "DriftRun") -> None:
         f"Report: {escape(str(found.html))}",
         soft_wrap=True,
     )
+
+
+def archives(found: "Sequence[Archive]") -> None:
+    """Print the archives of a table."""
+    console = _wide()
+    if not found:
+        console.print("The table holds no archives.")
+        return
+    rows = [(entry.name, entry.root, f"{entry.files:,}", f"{entry.gone:,}") for entry in found]
+    _table(console, ("archive", "folder", "files", "gone"), rows, text=2)
 
 
 def models(entries: Sequence[Entry], latest: "Mapping[str, Record]") -> None:

@@ -33,6 +33,10 @@ def score(
     precision: PrecisionOption = "auto",
     workers: WorkersOption = None,
     max_refused: Annotated[float, typer.Option(min=0, max=1, help="Refused share that ends with exit 3.")] = 0.05,
+    max_gone: Annotated[float, typer.Option(min=0, max=1, help="Share of files gone that ends with exit 6.")] = 0.2,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Pass over files and folders, as in .gitignore.")
+    ] = None,
     archive: ArchiveOption = None,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score everything again.")] = False,
     retry_refused: Annotated[bool, typer.Option("--retry-refused", help="Score the refused files again.")] = False,
@@ -44,10 +48,10 @@ def score(
     with display.progress(quiet=as_json) as on_progress:
         summary = api.score_archive(
             folder, model=model, predictions=predictions, faces=faces, engine=engine, precision=precision,
-            workers=workers, max_refused=max_refused, name=archive,
+            workers=workers, max_refused=max_refused, max_gone=max_gone, exclude=exclude or (), name=archive,
             again="all" if rescore else "refused" if retry_refused else "nothing", progress=on_progress,
         )  # fmt: skip
-    answer(as_json, summary, display.summary, summary, max_refused)
+    answer(as_json, summary, display.summary, summary)
     raise typer.Exit(summary.exit_code)
 
 
@@ -62,6 +66,7 @@ def export(
     ] = None,
     model: ModelOption = None,
     all_models: Annotated[bool, typer.Option("--all-models", help="Rows of all models and modes.")] = False,
+    with_gone: Annotated[bool, typer.Option("--with-gone", help="Rows of files that are gone, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write rows to a file: of one model (the current) and each archive's latest mode, so that a path stands once."""
@@ -71,7 +76,7 @@ def export(
     statuses = [code for name in status or () for code in (REFUSAL_CODES if name == "refused" else [name])]
     rows = api.export(
         out, format=format, model=model, predictions=predictions, archive=archive, statuses=statuses,
-        all_models=all_models,
+        all_models=all_models, with_gone=with_gone,
     )  # fmt: skip
     answer(as_json, {"rows": rows, "out": str(out.resolve())}, typer.echo, f"{rows} rows in {out}")
 
@@ -93,7 +98,7 @@ def demo(
         typer.echo(f"A small archive of public-domain pictures, and some damaged files: {archive}")
     with display.progress(quiet=False) as on_progress:
         summary = api.score_archive(archive, max_refused=1, progress=on_progress)
-    display.summary(summary, 1)
+    display.summary(summary)
     if summary.found:
         from monitoring import drift
 

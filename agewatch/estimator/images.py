@@ -35,6 +35,10 @@ _DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL, _EXIF_IFD = 0x9003, 0x9011, 0x8769
 _MAKE, _MODEL = 0x010F, 0x0110
 _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
+_DATE = re.compile(  # as the standard has it, and as programs write it: ISO 8601, fractions, an offset of its own
+    r"(\d{4})[:./-](\d\d)[:./-](\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d+))? ?([+-]\d\d:?\d\d|Z)?"
+)
+_OFFSET = re.compile(r"(?:([+-])(\d\d)(?::?(\d\d))?|Z)")
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -215,18 +219,25 @@ def _captured_at(image: Image.Image) -> datetime | None:
     """EXIF DateTimeOriginal with its offset, as UTC; UTC is assumed where no offset is given."""
     try:
         exif: dict[int, Any] = dict(image.getexif().get_ifd(_EXIF_IFD))
-        taken = datetime.strptime(str(exif[_DATE_TIME_ORIGINAL]).strip("\0 "), "%Y:%m:%d %H:%M:%S")
-    except Exception:  # damaged EXIF raises anything; the date is optional, the pixels are not
-        return None
-    offset = re.fullmatch(r"([+-])(\d\d):(\d\d)", str(exif.get(_OFFSET_TIME_ORIGINAL, "")).strip("\0 "))
-    if offset and int(offset[2]) < 24:
-        shift = timedelta(hours=int(offset[2]), minutes=int(offset[3]))
-        taken = taken.replace(tzinfo=timezone(shift if offset[1] == "+" else -shift))
-        try:
-            return taken.astimezone(UTC)
-        except OverflowError:  # the year 1 or 9999 moved out of range by its offset
+        told = _DATE.fullmatch(str(exif[_DATE_TIME_ORIGINAL]).strip("\0 "))
+        if told is None:
             return None
-    return taken.replace(tzinfo=UTC)
+        year, month, day, hour, minute, second, fraction, own_offset = told.groups()
+        offset = _OFFSET.fullmatch(str(exif.get(_OFFSET_TIME_ORIGINAL) or own_offset or "").strip("\0 "))
+        microsecond = int((fraction or "0")[:6].ljust(6, "0"))
+        date, time = (int(year), int(month), int(day)), (int(hour), int(minute), int(second), microsecond)
+        return datetime(*date, *time, tzinfo=_zone(offset)).astimezone(UTC)
+    except Exception:  # damaged EXIF raises anything, and years 1 and 9999 overflow; the date is optional
+        return None
+
+
+def _zone(offset: re.Match[str] | None) -> timezone:
+    """The zone of `+02:00`, `+0200`, `+02` or `Z`; UTC where none is told, or one of a day and more."""
+    hours, minutes = (int(offset[2] or 0), int(offset[3] or 0)) if offset else (0, 0)
+    if offset is None or hours >= 24:
+        return UTC
+    shift = timedelta(hours=hours, minutes=minutes)
+    return timezone(-shift if offset[1] == "-" else shift)
 
 
 def _camera(image: Image.Image) -> str | None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from agewatch.errors import TableError, UsageError
 from agewatch.files import replacing
-from agewatch.scoring.predictions import SCHEMA, Key, archives, latest_mode, scan
+from agewatch.scoring.predictions import SCHEMA, Key, archives, known_name, latest_mode, scan
 
 _FLOATS = frozenset(field.name for field in SCHEMA if pa.types.is_float32(field.type))
 
@@ -23,21 +23,25 @@ ExportFormat = Literal["csv", "parquet", "json"]
 
 def export(
     folder: Path, out: Path, *, format: ExportFormat, model: str | None, archive: str | None = None,
-    statuses: Sequence[str] = (),
+    statuses: Sequence[str] = (), with_gone: bool = False,
 ) -> int:  # fmt: skip
     """Write rows to a file, whole or not at all, and return how many.
 
     With a model id: its rows, of each archive the mode scored last, so that each path stands once. With None: the
-    rows of all models and modes. `statuses` keeps only those. CSV follows RFC 4180 with the column names as header,
+    rows of all models and modes. `statuses` keeps only those; rows of files that are gone are left out unless
+    `with_gone`. CSV follows RFC 4180 with the column names as header,
     null as empty field and times in ISO 8601; JSON is one array of objects. Raises UsageError (no such archive) or
     TableError (nothing stored, the table can't be read, or the file can't be written).
     """
     names = sorted(archives(folder))
+    archive = archive and known_name(folder, archive)
     if archive is not None and archive not in names:
         raise UsageError(f"There is no archive '{archive}' in the table; it holds {', '.join(names) or 'none'}.")
     where = _latest(folder, [archive] if archive else names, model)
     if statuses:
         where = where & pc.field("status").isin(list(statuses))
+    if not with_gone:
+        where = where & pc.field("gone_at").is_null()
     out = out.resolve()  # a link stays, its target is written
     if out.exists() and not (out.is_file() or out.is_dir()):
         raise UsageError(f"{out} is a device, pipe or socket, which an export would replace: name a file.")
@@ -66,8 +70,9 @@ def _latest(folder: Path, names: Sequence[str], model: str | None) -> ds.Express
 def _export_csv(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
     rows = 0
     with path.open("w", newline="", encoding="utf-8") as file:
+        # A header in quotes tells readers that guess from the first rows (DuckDB) that quotes are to come.
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerow(SCHEMA.names)
         writer = csv.writer(file)
-        writer.writerow(SCHEMA.names)
         for batch in batches:
             writer.writerows(zip(*(_as_text(column).to_pylist() for column in batch.columns), strict=True))
             rows += len(batch)

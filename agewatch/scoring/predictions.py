@@ -4,10 +4,12 @@ One row a face; a file without a face, or that could not be read, has exactly on
 is current state; Delta's time travel is the history. `writer` writes it.
 """
 
+import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,6 +63,8 @@ SCHEMA = pa.schema(
 )
 ADDED = 6
 """So many columns, the last ones, are younger than the others: a table that lacks them is read with nulls."""
+MODE_NOTE = "agewatch.rows"
+"""Under this name a commit notes whose rows it holds."""
 ROOT_PROPERTY = "agewatch.root."
 """What the table's properties call an archive's root, before its name."""
 _NO_PLACE = re.compile(r"[\x00-\x1f\x7f\[\]\\^|]|%[0-9A-Fa-f]{2}")  # delta-rs fails, or takes another folder
@@ -99,17 +103,41 @@ def archives(folder: Path) -> dict[str, Path]:
     }
 
 
-def latest_mode(folder: Path, *, archive: str, model: str) -> Mode | None:
-    """Return the mode in which an archive was scored last by a model, None where it never was.
+def known_name(folder: Path, name: str) -> str:
+    """An archive's name as the table spells it: accented letters may be written in two ways (Unicode's NFC and NFD).
 
-    Raises TableError where the table can't be read.
+    A name that the table does not hold comes back in NFC.
+    """
+    composed = unicodedata.normalize("NFC", name)
+    try:
+        names = archives(folder)
+    except TableError:
+        return composed
+    return next((known for known in names if unicodedata.normalize("NFC", known) == composed), composed)
+
+
+def latest_mode(folder: Path, *, archive: str, model: str) -> Mode | None:
+    """Return the mode in which rows of an archive and model were committed last, None where there are none.
+
+    By the order of commits, as a clock may have been wrong; in a table, or a part of its history, that does not tell,
+    by `scored_at`. Raises TableError where the table can't be read.
     """
     where = (pc.field("archive") == archive) & (pc.field("model") == model)
     rows = read(folder, where, ["mode", "scored_at"])
-    if not len(rows):
-        return None
+    modes = pc.unique(rows["mode"]).to_pylist()
+    if len(modes) < 2:
+        return cast(Mode, modes[0]) if modes else None
+    notes = {note_of(Key(archive, model, mode)): mode for mode in modes}
+    for commit in open_table(folder).history():  # the newest first
+        if (mode := notes.get(commit.get(MODE_NOTE, ""))) is not None:
+            return cast(Mode, mode)
     newest = pc.index(rows["scored_at"], pc.max(rows["scored_at"]))
     return cast(Mode, rows["mode"][newest.as_py()].as_py())
+
+
+def note_of(key: Key) -> str:
+    """A key as a commit of its rows notes it."""
+    return json.dumps(asdict(key), sort_keys=True)
 
 
 def scan(folder: Path, where: ds.Expression) -> Iterator[pa.RecordBatch]:
@@ -127,6 +155,14 @@ def scan(folder: Path, where: ds.Expression) -> Iterator[pa.RecordBatch]:
 def plain(error: Exception) -> str:
     """An error's text in one line; delta-rs writes coloured trees and traces of its own calls."""
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error).split("\n   0: ")[0]).split())
+
+
+def as_text(path: Path) -> str:
+    """An absolute path as UTF-8; one that is none as a file URI, which no path looks like."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return path.as_uri()
 
 
 def place(folder: Path) -> str:

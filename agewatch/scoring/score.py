@@ -7,17 +7,18 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from agewatch.errors import UsageError
+from agewatch.errors import GoneError, TableError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import stamp
-from agewatch.scoring import archive, pool
+from agewatch.scoring import archive, pool, predictions
 from agewatch.scoring.archive import FileRef, Listing
 from agewatch.scoring.content import SharedKeys, hash_key
 from agewatch.scoring.predictions import Key, Rows
@@ -36,7 +37,8 @@ class Summary:
     """State of one archive for one model and mode after a run; counts are over all files found.
 
     `scored` files went through this run, `skipped` ones had rows already; `faces_per_s` is of this run.
-    `disappeared` files have rows and are no longer there.
+    `disappeared` files have rows and are no longer there; `lost` of them were there when it was scored last. `problem`
+    says in a sentence why `exit_code` is not 0.
     """
 
     archive: str
@@ -46,6 +48,7 @@ class Summary:
     engine: str | None
     found: int
     ignored: int
+    ignored_suffixes: dict[str, int]
     skipped: int
     scored: int
     faces: int
@@ -56,6 +59,8 @@ class Summary:
     faces_per_s: float
     predictions: str
     exit_code: int = 0
+    problem: str | None = None
+    lost: int = 0
     unlisted: list[str] = field(default_factory=list)
     disappeared_paths: list[str] = field(default_factory=list)
 
@@ -65,6 +70,14 @@ class Summary:
         return sum(self.refused.values()) / max(self.found, 1)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a run may find without an alarm: the share (0..1) of files refused, and of those gone since the last run."""
+
+    refused: float = 0.05
+    gone: float = 0.2
+
+
 def score_archive(
     root: Path,
     *,
@@ -72,29 +85,31 @@ def score_archive(
     table: Path,
     how: Execution,
     mode: Mode = "detect",
-    max_refused: float = 0.05,
+    limits: Limits = Limits(),
     name: str | None = None,
     again: Again = "nothing",
+    exclude: Sequence[str] = (),
 ) -> Summary:
     """Score every picture below `root` that the table does not hold yet, and return the archive's state.
 
-    `exit_code` of the summary is 1 where a folder can't be listed, as what it holds is not known, 3 where the refused
-    share of all files found exceeds `max_refused`, else 0; rows are committed whatever it is. Raises UsageError (no
-    such folder, archive name taken), ModelError, TableError, or AgewatchError where no worker process can start; what
-    was committed before stays.
+    `exclude` adds to what is litter (`litter.Litter`). `exit_code` of the summary is 1 where a folder can't be listed,
+    as what it holds is not known; 6 where more of the files were lost than `limits` allow; 3 where more were refused;
+    else 0. Rows are committed whatever it is, and files that are gone are marked so unless too many are. Raises
+    UsageError (no such folder, archive name taken), GoneError (no such folder, which the table holds rows of),
+    ModelError, TableError, or AgewatchError where no worker process can start; what was committed before stays.
     """
     started = perf_counter()
     root = root.resolve()
-    name = name or os.fsencode(root.name).decode(errors="backslashreplace")  # as paths stand in the table
-    if not name or "/" in name or not name.isprintable():
-        raise UsageError(f"An archive's name is printable text without '/', not {name!r}: choose one with --archive.")
-    listing = archive.find(root)
+    name = predictions.known_name(table, _name(root, name))
+    _require_there(root, name, table)
+    listing = archive.find(root, exclude)
     key = Key(name, AgeModel.load(model_path).id, mode)
     job = Job(root, key, model_path, how.cache, how.engine, how.precision, f"{stamp()}-{uuid.uuid4().hex[:6]}")
     writer = Writer(table, key, root=root)
     pending = [file for file in listing.files if not _is_scored(file, writer.stored.get(file.path), again)]
     if pending:
         writer.require_writable()
+    were_gone = {path for path, stored in writer.stored.items() if stored.gone}
     counts: Counter[str] = Counter()
     done, engine_name = 0, None
     how.progress(0, len(pending), counts)
@@ -105,6 +120,8 @@ def score_archive(
         engine_name = scored.rows[0]["engine"] if scored.rows else engine_name
         how.progress(done, len(pending), counts)
     seconds = perf_counter() - started
+    lost, is_alarm = _note_the_gone(writer, listing, limits, were_gone)
+    seconds = perf_counter() - started
     summary = Summary(
         **asdict(key),
         run_id=job.run_id,
@@ -113,21 +130,75 @@ def score_archive(
         seconds=round(seconds, 3),
         faces_per_s=round(counts["ok"] / seconds, 1),
         predictions=str(table.resolve()),
+        lost=lost,
         **_state(listing, writer.stored, len(pending)),
     )
-    over_budget = summary.refused_share > max_refused
-    return replace(summary, exit_code=1 if listing.unlisted else 3 if over_budget else 0)
+    code, problem = _judged(summary, limits, is_alarm)
+    return replace(summary, exit_code=code, problem=problem)
+
+
+def _name(root: Path, name: str | None) -> str:
+    name = name or os.fsencode(root.name).decode(errors="backslashreplace")  # as paths stand in the table
+    if not name or "/" in name or not name.isprintable():
+        raise UsageError(f"An archive's name is printable text without '/', not {name!r}: choose one with --archive.")
+    return name
+
+
+def _require_there(root: Path, name: str, table: Path) -> None:
+    """Raise GoneError where an archive's folder is not there that the table holds rows of."""
+    if root.is_dir():
+        return
+    with suppress(TableError):
+        if predictions.archives(table).get(name) == root:
+            raise GoneError(
+                f"The archive '{name}' is gone: there is no folder {root}. Its rows are kept. Is a disk not mounted? If"
+                f" it was moved, run `agewatch archives move {name} FOLDER`."
+            )
+
+
+def _note_the_gone(writer: Writer, listing: Listing, limits: Limits, were_gone: set[str]) -> tuple[int, bool]:
+    """Mark files that are gone, or are back; returns how many were lost, and whether these are too many to believe."""
+    found = {file.path for file in listing.files}
+    held = writer.held()
+    lost = {path for path in held - found if not listing.may_hold(path)}
+    is_alarm = bool(lost) and (len(lost) > limits.gone * len(held) or not found)
+    if lost and not is_alarm:
+        writer.mark(lost, datetime.now(UTC))
+    writer.mark(were_gone & found, None)
+    return len(lost), is_alarm
+
+
+def _judged(run: Summary, limits: Limits, is_alarm: bool) -> tuple[int, str | None]:
+    """The exit code of a run, and the sentence that says why it is not 0."""
+    if run.unlisted:
+        others = f" and {len(run.unlisted) - 1} more" if len(run.unlisted) > 1 else ""
+        return 1, f"The folder {run.unlisted[0]}{others} can't be listed; what it holds is not counted."
+    if is_alarm:
+        return 6, (
+            f"{run.lost:,} files are gone that were there when the archive was scored last: more than {limits.gone:.0%}"
+            " of them, or all. Their rows are kept as they were. Is a disk not mounted? If they were taken away on"
+            " purpose, run again with --max-gone 1."
+        )
+    if run.refused_share > limits.refused:
+        reasons = ", ".join(f"{n:,} {code}" for code, n in run.refused.items())
+        return 3, (
+            f"{sum(run.refused.values()):,} of {run.found:,} files were refused ({run.refused_share:.1%}; {reasons}),"
+            f" more than the {limits.refused:.0%} allowed. The rows are committed."
+        )
+    return 0, None
 
 
 def _is_scored(file: FileRef, stored: Stored | None, again: Again) -> bool:
-    """Tell whether the table's rows stand for this state of the file, by size and modification time."""
+    """Tell whether the table's rows stand for this state of the file, by its size and times."""
     if stored is None or again == "all":
         return False
     if stored.content_hash is None and stored.status != "too_large":  # not read: `denied`, `vanished`, a bad disk
         return False
     if again == "refused" and stored.status not in ("ok", "no_face"):
         return False
-    return (stored.bytes, stored.mtime_ns) == (file.bytes, file.mtime_ns)
+    is_same = (stored.bytes, stored.mtime_ns) == (file.bytes, file.mtime_ns)
+    # Older rows have no change time, nor has a file system that is not trusted to keep one.
+    return is_same and (None in (stored.ctime_ns, file.ctime_ns) or stored.ctime_ns == file.ctime_ns)
 
 
 def _score(job: Job, pending: Sequence[FileRef], writer: Writer, workers: int, again: Again) -> Iterator[Scored]:
@@ -180,7 +251,8 @@ def _state(listing: Listing, stored: dict[str, Stored], scored: int) -> dict[str
     gone = sorted(stored.keys() - {file.path for file in listing.files}) if known < len(stored) else []
     return {
         "found": len(listing.files),
-        "ignored": listing.ignored,
+        "ignored": sum(listing.ignored.values()),
+        "ignored_suffixes": listing.ignored,
         "skipped": len(listing.files) - scored,
         "faces": faces,
         "no_face": statuses["no_face"],

@@ -5,13 +5,14 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from sys import intern
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +24,15 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from agewatch.errors import TableError, UsageError
 from agewatch.scoring.content import Arrivals
 from agewatch.scoring.predictions import (
+    MODE_NOTE,
     ROOT_PROPERTY,
     SCHEMA,
     Key,
     Rows,
+    as_text,
     dataset,
     lacking,
+    note_of,
     place,
     plain,
     read_table,
@@ -37,8 +41,10 @@ from agewatch.scoring.predictions import (
 
 TIDY_COMMITS = 100
 """So many commits apart a table's small files are merged."""
-_STATE = ["path", "status", "bytes", "mtime_ns", "content_hash"]
+_STATE = ["path", "status", "bytes", "mtime_ns", "ctime_ns", "content_hash", "gone_at"]
+_PATHS_AT_ONCE = 5_000  # that one commit marks
 _MAX_ATTEMPTS = 50
+T = TypeVar("T")
 _SPARE_BYTES = 2**20  # what a commit writes beyond its rows: footers, log, checkpoint
 
 
@@ -49,8 +55,10 @@ class Stored:
     status: str
     bytes: int | None
     mtime_ns: int | None
+    ctime_ns: int | None
     content_hash: builtins.bytes | None
     faces: int
+    gone: bool
 
 
 class Writer:
@@ -64,7 +72,7 @@ class Writer:
         self._folder = folder
         self._key = key
         self._started = datetime.now(UTC)  # what this run finds is there by now
-        self._table = self._claim(_as_text(root.resolve()))
+        self._table = self._claim(as_text(root.resolve()))
         self.stored = _summarise(self._rows(key.where, _STATE))
         self._arrivals: Arrivals | None = None  # of no use to a run that writes nothing
         self._others_wrote = False
@@ -77,20 +85,61 @@ class Writer:
         Compare-and-swap on the snapshot that was read: where another run committed first, files that it has already
         scored in the same state are dropped from ours.
         """
-        for attempt in range(_MAX_ATTEMPTS):
+        left = rows
+
+        def attempt() -> int:
+            nonlocal left
             if self._others_wrote:
-                rows = self._without_scored_elsewhere(rows)
-            if not rows:
+                left = self._without_scored_elsewhere(left)
+            if not left:
                 return 0
+            arrivals = self._known_arrivals()
+            found = [row | {"arrived_at": arrivals.of(row), "gone_at": None} for row in left]
+            table = pa.Table.from_pylist(found, SCHEMA)
+            self._commit(table)
+            self.stored.update(_summarise(table.to_batches()))
+            self._tidy()
+            return len(found)
+
+        return self._insist(attempt)
+
+    def mark(self, paths: Iterable[str], gone_at: datetime | None) -> None:
+        """Note when files were found gone, or with None that they are back, in their rows of every model and mode."""
+        ordered = sorted(paths)
+        if ordered:
+            self.require_writable()
+        for start in range(0, len(ordered), _PATHS_AT_ONCE):
+            some = ordered[start : start + _PATHS_AT_ONCE]
+            self._insist(partial(self._mark, some, gone_at))
+            for path in some:
+                if path in self.stored:
+                    self.stored[path] = replace(self.stored[path], gone=gone_at is not None)
+
+    def held(self) -> set[str]:
+        """The paths that were there when the archive was scored last, by these rows, or where there are none by any."""
+        if self.stored:
+            return {path for path, stored in self.stored.items() if not stored.gone}
+        there = _in_archive(self._key) & pc.field("gone_at").is_null()
+        return {path for batch in self._rows(there, ["path"]) for path in batch["path"].to_pylist()}
+
+    def _mark(self, paths: Sequence[str], gone_at: datetime | None) -> None:
+        # Read and written again, as delta-rs's own update writes a type of text that Arrow can't compare.
+        where = _in_archive(self._key) & pc.field("path").isin(pa.array(paths, pa.string()))
+        rows = read_table(self._table, self._folder, where)
+        times = pa.array([gone_at] * len(rows), SCHEMA.field("gone_at").type)
+        marked = rows.set_column(SCHEMA.get_field_index("gone_at"), SCHEMA.field("gone_at"), times)
+        self._gain_columns()
+        self._require_room(marked.nbytes + self._bytes_around(paths, archive=self._key.archive))
+        known = f"archive = {_quote(self._key.archive)} AND path IN ({', '.join(map(_quote, paths))})"
+        write_deltalake(self._table, marked, mode="overwrite", predicate=known, commit_properties=self._as_ours())
+
+    def _insist(self, attempt: Callable[[], T]) -> T:
+        """Try until no other run commits first. Raises TableError where the table can't be written, or stays busy."""
+        for tries in range(_MAX_ATTEMPTS):
             try:
-                arrivals = self._known_arrivals()
-                table = pa.Table.from_pylist([row | {"arrived_at": arrivals.of(row)} for row in rows], SCHEMA)
-                self._commit(table)
-                self.stored.update(_summarise(table.to_batches()))
-                self._tidy()
-                return len(rows)
+                return attempt()
             except CommitFailedError:
-                time.sleep(random.uniform(0, min(1.0, 0.05 * 2**attempt)))
+                time.sleep(random.uniform(0, min(1.0, 0.05 * 2**tries)))
                 self._table.update_incremental()
                 self._others_wrote = True  # from here on `stored` may lack what they wrote
             except (DeltaError, OSError) as error:
@@ -136,23 +185,37 @@ class Writer:
 
     def _commit(self, table: pa.Table) -> None:
         paths = sorted(set(table["path"].to_pylist()))
-        once = CommitProperties(max_commit_retries=0)
-        if young := lacking(self._table):
-            fields = [field for field in Schema.from_arrow(SCHEMA).fields if field.name in young]
-            self._table.alter.add_columns(fields, commit_properties=once)
+        self._gain_columns()
         replaces = any(path in self.stored for path in paths)
-        self._require_room(table.nbytes + (self._bytes_around(paths) if replaces else 0))
+        around = self._bytes_around(paths, **asdict(self._key)) if replaces else 0
+        self._require_room(table.nbytes + around)
         if replaces:
             known = f"{_predicate(self._key)} AND path IN ({', '.join(map(_quote, paths))})"
-            write_deltalake(self._table, table, mode="overwrite", predicate=known, commit_properties=once)
+            write_deltalake(
+                self._table, table, mode="overwrite", predicate=known, commit_properties=self._as_ours(MODE_NOTE)
+            )
         else:
-            write_deltalake(self._table, table, mode="append", commit_properties=once)
+            write_deltalake(self._table, table, mode="append", commit_properties=self._as_ours(MODE_NOTE))
 
-    def _bytes_around(self, paths: Sequence[str]) -> int:
-        """Size of the files that may, by their statistics, hold rows of sorted paths: an overwrite may copy them."""
+    def _gain_columns(self) -> None:
+        """Add the columns that a table of an older agewatch lacks."""
+        if young := lacking(self._table):
+            fields = [field for field in Schema.from_arrow(SCHEMA).fields if field.name in young]
+            self._table.alter.add_columns(fields, commit_properties=self._as_ours())
+
+    def _as_ours(self, *notes: str) -> CommitProperties:
+        """A commit that fails where another came first, with notes of what rows it holds."""
+        told = {note: note_of(self._key) for note in notes}
+        return CommitProperties(max_commit_retries=0, custom_metadata=told)
+
+    def _bytes_around(self, paths: Sequence[str], **names: str) -> int:
+        """Size of the files that may, by their statistics, hold rows of sorted paths: a rewrite may copy them.
+
+        `names` are values that the rows have in other columns.
+        """
         actions = self._table.get_add_actions(flatten=True)
         may_hold = np.ones(len(actions["size_bytes"]), bool)
-        bounds = {column: (name, name) for column, name in asdict(self._key).items()} | {"path": (paths[0], paths[-1])}
+        bounds = {column: (name, name) for column, name in names.items()} | {"path": (paths[0], paths[-1])}
         for column, (low, high) in bounds.items():
             pairs = zip(actions[f"min.{column}"].to_pylist(), actions[f"max.{column}"].to_pylist(), strict=True)
             may_hold &= [None in (least, most) or (least <= high and low <= most) for least, most in pairs]
@@ -216,21 +279,14 @@ class Writer:
         raise TableError(f"The table {self._folder} stayed busy.")
 
 
-def _as_text(path: Path) -> str:
-    """An absolute path as UTF-8; one that is none as a file URI, which no path looks like."""
-    try:
-        return os.fsencode(path).decode()
-    except UnicodeDecodeError:
-        return path.as_uri()
-
-
 def _summarise(batches: Iterable[pa.RecordBatch]) -> dict[str, Stored]:
     state: dict[str, Stored] = {}
     for rows in batches:  # by batches, and in few objects, as an archive may have ten million files
         columns = (rows[name].to_pylist() for name in _STATE)
-        for path, status, size, mtime_ns, digest in zip(*columns, strict=True):
+        for path, status, size, mtime_ns, ctime_ns, digest, gone_at in zip(*columns, strict=True):
             faces = (state[path].faces if path in state else 0) + (status == "ok")
-            state[path] = Stored(intern(status), size, mtime_ns, digest and bytes.fromhex(digest), faces)
+            content = digest and bytes.fromhex(digest)
+            state[path] = Stored(intern(status), size, mtime_ns, ctime_ns, content, faces, gone_at is not None)
     return state
 
 

@@ -66,7 +66,7 @@ def test_the_summary_for_a_person(store: Path, archive: Path) -> None:
         "faces/s",
         "Rows:",
         "Ages:",
-        "more than the 5% allowed",
+        "than the 5% allowed",
     ):
         assert word in out
     assert "6 of 6 files" in err
@@ -112,6 +112,12 @@ def test_an_empty_argument_is_not_the_folder_here(store: Path, tmp_path: Path, m
 def test_an_empty_setting_is_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGEWATCH_HOME", "")
     assert Settings().home == Path(".agewatch")
+
+
+def test_a_tilde_in_a_setting_is_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AGEWATCH_HOME", "~/x")
+    assert Settings().home == tmp_path / "x"
 
 
 def test_failures_in_json(store: Path, archive: Path, tmp_path: Path) -> None:

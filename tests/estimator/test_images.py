@@ -135,6 +135,52 @@ def test_the_time_of_capture_is_utc() -> None:
     assert decode(encoded(quadrants())).captured_at is None
 
 
+@pytest.mark.parametrize(
+    ("date", "offset", "expected"),
+    [
+        ("2020:05:01 12:30:00.25", None, "2020-05-01T12:30:00.250000+00:00"),
+        ("2020-05-01T12:30:00", None, "2020-05-01T12:30:00+00:00"),
+        ("2020-05-01T12:30:00+02:00", None, "2020-05-01T10:30:00+00:00"),
+        ("2020:05:01 12:30:00", "+0200", "2020-05-01T10:30:00+00:00"),
+        ("2020:05:01 12:30:00", "-05", "2020-05-01T17:30:00+00:00"),
+        ("2020:05:01 12:30:00Z", "", "2020-05-01T12:30:00+00:00"),
+        ("2020:05:01 12:30:00", "+99:00", "2020-05-01T12:30:00+00:00"),
+        ("2020:05:01 12:30:00", "nonsense", "2020-05-01T12:30:00+00:00"),
+        ("0001:01:01 00:00:00", "+14:00", None),
+        ("9999:12:31 23:59:59", "-12:00", None),
+        ("2020:13:01 12:30:00", None, None),
+        ("    :  :     :  :  ", None, None),
+        ("0000:00:00 00:00:00", None, None),
+    ],
+)
+def test_dates_as_programs_write_them(date: str, offset: str | None, expected: str | None) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9003] = date
+    if offset is not None:
+        exif.get_ifd(0x8769)[0x9011] = offset
+    found = decode(encoded(quadrants(), "JPEG", exif=exif)).captured_at
+    assert (found and found.isoformat()) == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "model", "camera"),
+    [
+        ("Canon", "Canon EOS 5D", "Canon EOS 5D"),
+        ("NIKON CORPORATION ", "NIKON D810\0", "NIKON CORPORATION NIKON D810"),
+        ("", "Pixel 9", "Pixel 9"),
+        ("Apple", None, "Apple"),
+        ("  ", "\n", None),
+        (None, None, None),
+    ],
+)
+def test_the_camera_is_its_make_and_model(make: str | None, model: str | None, camera: str | None) -> None:
+    exif = Image.Exif()
+    for tag, text in ((0x010F, make), (0x0110, model)):
+        if text is not None:
+            exif[tag] = text
+    assert decode(encoded(quadrants(), "JPEG", exif=exif)).camera == camera
+
+
 def test_quality_of_known_chips() -> None:
     flat = quality(np.full((32, 32, 3), 51, np.uint8))
     assert (flat.brightness, flat.contrast, flat.sharpness) == pytest.approx((0.2, 0, 0), abs=1e-6)

@@ -1,5 +1,7 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from conftest import EXPECTED
@@ -7,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agewatch.errors import ImageError, UsageError
-from agewatch.scoring.archive import FileRef, decode_path, encode_path, find, shards
+from agewatch.scoring import archive as archives
+from agewatch.scoring.archive import FileRef, decode_path, encode_path, file_system, find, shards
 
 
 def test_pictures_are_found_and_the_rest_is_counted_or_passed_over(archive: Path) -> None:
     found = find(archive)
     assert [file.path for file in found.files] == sorted(EXPECTED)
-    assert found.ignored == 1  # notes.txt; Thumbs.db is litter
+    assert found.ignored == {".txt": 1}  # notes.txt; Thumbs.db is litter
     assert found.unlisted == []
 
 
@@ -26,13 +29,21 @@ def test_links_are_not_followed(archive: Path, tmp_path: Path) -> None:
     assert [file.path for file in find(archive).files] == sorted(EXPECTED)
 
 
-@pytest.mark.parametrize("litter", [".DS_Store", "._face.jpg", "@eaDir/face.jpg", "__MACOSX/face.jpg"])
+LITTER = """
+    .DS_Store  ._face.jpg  @eaDir/face.jpg  __MACOSX/face.jpg  #recycle/face.jpg  @Recycle/face.jpg  .@__thumb/face.jpg
+    .Trash-1000/files/face.jpg  .Trashes/501/face.jpg  .snapshot/nightly.0/face.jpg  .zfs/snapshot/a/face.jpg
+    $RECYCLE.BIN/S-1-5/face.jpg  .dtrash/face.jpg  lost+found/face.jpg  @GMT-2026.11.02-01.00.00/face.jpg
+    Previews.lrdata/0/face.jpg  deep/er/.recycle/face.jpg  THUMBS.DB  .picasaoriginals/face.jpg  ~snapshot/face.jpg
+"""
+
+
+@pytest.mark.parametrize("litter", LITTER.split())
 def test_litter_is_neither_found_nor_ignored(tmp_path: Path, litter: str) -> None:
     path = tmp_path / "archive" / litter
     path.parent.mkdir(parents=True)
     path.write_bytes(b"x")
     found = find(tmp_path / "archive")
-    assert (found.files, found.ignored) == ([], 0)
+    assert (found.files, found.ignored) == ([], {})
 
 
 @pytest.mark.parametrize(
@@ -104,6 +115,73 @@ def test_shards_cover_all_files_in_order() -> None:
     cut = list(shards(files, 4))
     assert [len(shard) for shard in cut] == [4, 4, 2]
     assert [file for shard in cut for file in shard] == files
+
+
+def test_names_that_only_look_like_litter_are_found(tmp_path: Path) -> None:
+    names = ["recycle/a.jpg", "my.lrdata.jpg", "snapshot/b.jpg", ".Trash-1000x/c.jpg", "2020@eaDir/d.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [file.path for file in find(tmp_path).files] == sorted(names)
+
+
+def test_excluded_files_and_folders_are_litter_too(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.png", "private/c.jpg", "deep/private/d.jpg", "deep/e.jpg", "deep/f.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = find(tmp_path, ["private/", "*.png", "/deep/e.jpg", "*.txt"])
+    assert ([file.path for file in found.files], found.ignored) == (["a.jpg"], {})
+
+
+def test_what_is_ignored_is_told_by_suffix(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.PDF", "c.pdf", "d.mp4", ".hidden"):
+        (tmp_path / name).write_bytes(b"x")
+    assert find(tmp_path).ignored == {".pdf": 2, ".mp4": 1, "": 1}
+
+
+def test_dates_that_no_table_holds_are_left_out(in_memory: Path) -> None:
+    """In the years 1601 (of Windows' dates) and 2446 (the last of ext4's)."""
+    for name, seconds in (("a.jpg", -11_644_473_600), ("b.jpg", 15_032_385_535), ("c.jpg", 1_000_000_000)):
+        (in_memory / name).write_bytes(b"x")
+        os.utime(in_memory / name, (0, seconds))
+    assert [file.mtime_ns for file in find(in_memory).files] == [None, None, 10**18]
+    assert all(file.ctime_ns for file in find(in_memory).files)
+    data, opened = find(in_memory).files[1].read(in_memory)
+    assert (data, opened) == (b"x", find(in_memory).files[1])
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A folder on a tmpfs, which keeps dates of any year."""
+    with TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def test_the_change_time_is_taken_where_the_file_system_keeps_it(
+    in_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert file_system(in_memory) == "tmpfs"
+    assert file_system(Path("/proc/self")) == "proc"
+    (in_memory / "a.jpg").write_bytes(b"x")
+    monkeypatch.setattr(archives, "file_system", lambda _root: "cifs")
+    [file] = find(in_memory).files
+    assert (file.bytes, file.ctime_ns) == (1, None)
+    assert file.read(in_memory)[1] == file
+
+
+def test_an_entry_that_hides_its_kind_is_a_file_that_will_not_be_read() -> None:
+    """In a folder that may be listed but not searched, on a file system that gives no kinds."""
+
+    class Hidden:
+        name, path = b"face.jpg", b"folder/face.jpg"
+
+        def is_dir(self, *, follow_symlinks: bool) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+        stat = is_dir
+
+    assert archives._kind(Hidden()) == "file"  # type: ignore[arg-type]
+    assert archives._file(Hidden(), "face.jpg", True) == FileRef("face.jpg")  # type: ignore[arg-type]
 
 
 @given(st.binary())

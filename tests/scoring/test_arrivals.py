@@ -16,7 +16,7 @@ from rows import row, writer
 from agewatch.scoring import predictions
 from agewatch.scoring.content import Arrivals, SharedKeys, hash_key
 from agewatch.scoring.predictions import ADDED, SCHEMA
-from agewatch.scoring.score import score_archive
+from agewatch.scoring.score import Limits, score_archive
 from agewatch.scoring.scorer import Execution
 
 
@@ -36,7 +36,7 @@ def arrived(archive: Path, tmp_path: Path, model_folder: Path, cache: Path) -> A
     def run(**changed: Any) -> dict[str, set[datetime]]:
         options = {"model_path": model_folder, "table": tmp_path / "table", "how": Execution(cache, 1), "mode": "crop"}
         before = datetime.now(UTC)
-        score_archive(changed.pop("root", archive), max_refused=1, **(options | changed))
+        score_archive(changed.pop("root", archive), limits=Limits(1), **(options | changed))
         found: dict[str, set[datetime]] = {}
         for each in predictions.read(tmp_path / "table").to_pylist():
             assert each["arrived_at"] <= each["scored_at"]

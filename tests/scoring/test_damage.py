@@ -12,7 +12,7 @@ from PIL import Image
 
 from agewatch.errors import REFUSAL_CODES
 from agewatch.scoring import predictions
-from agewatch.scoring.score import Summary, score_archive
+from agewatch.scoring.score import Limits, Summary, score_archive
 from agewatch.scoring.scorer import Execution
 
 COPIES = 10_000 if "AGEWATCH_SOAK" in os.environ else 300
@@ -42,7 +42,7 @@ def test_damaged_copies_beside_good_files(tmp_path: Path, model_folder: Path, ca
 
     def score(folder: Path) -> Summary:
         table = tmp_path / f"{folder.name}-table"
-        return score_archive(folder, model_path=model_folder, table=table, how=Execution(cache), max_refused=1)
+        return score_archive(folder, model_path=model_folder, table=table, how=Execution(cache), limits=Limits(1))
 
     summary, alone = score(mixed), score(good)
     rows = predictions.read(tmp_path / "mixed-table").to_pylist()

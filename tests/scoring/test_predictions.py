@@ -138,7 +138,7 @@ def test_a_rewrite_needs_room_for_the_files_it_may_copy_and_no_others(tmp_path: 
     writer(tmp_path, tmp_path / "b", archive="b").write([row("a.jpg", archive="b")])
     for paths, copied in ((["z.jpg"], 0), (["a.jpg"], 1), (["x" * 200], 1), (["c.jpg", "m.jpg"], 2)):
         table = writer(tmp_path, tmp_path)
-        before, expected = data_files(tmp_path), table._bytes_around(paths)
+        before, expected = data_files(tmp_path), table._bytes_around(paths, archive="a", model="m-1@0", mode="detect")
         table.write([row(path, age=9) for path in paths])
         gone = before.keys() - data_files(tmp_path).keys()
         assert len(gone) == copied, paths

@@ -21,7 +21,7 @@ from agewatch.errors import UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.progress import unwatched
 from agewatch.scoring import archive, predictions
-from agewatch.scoring.score import Summary, score_archive
+from agewatch.scoring.score import Limits, Summary, score_archive
 from agewatch.scoring.scorer import Execution
 
 
@@ -71,8 +71,8 @@ def test_every_file_gets_its_row(run: Any, archive: Path, tmp_path: Path, model_
 
 
 def test_the_failure_budget_decides_the_exit_code(run: Any) -> None:
-    assert run(max_refused=0.5).exit_code == 0
-    assert run(max_refused=0.49).exit_code == 3
+    assert run(limits=Limits(0.5)).exit_code == 0
+    assert run(limits=Limits(0.49)).exit_code == 3
 
 
 def test_a_second_run_scores_nothing_and_loads_no_network(
@@ -84,7 +84,7 @@ def test_a_second_run_scores_nothing_and_loads_no_network(
 import sys, json
 from pathlib import Path
 from threading import Thread
-from agewatch.scoring.score import score_archive
+from agewatch.scoring.score import Limits, score_archive
 from agewatch.scoring.scorer import Execution
 root, model, table, cache = map(Path, sys.argv[1:])
 summary = score_archive(root, model_path=model, table=table, how=Execution(cache))
@@ -104,7 +104,7 @@ def test_a_second_run_opens_no_picture(tmp_path: Path, model_folder: Path, cache
 import json, os, sys
 from pathlib import Path
 from threading import Thread
-from agewatch.scoring.score import score_archive
+from agewatch.scoring.score import Limits, score_archive
 from agewatch.scoring.scorer import Execution
 root, model, table, cache = map(Path, sys.argv[1:])
 opened = []

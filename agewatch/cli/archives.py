@@ -1,0 +1,49 @@
+"""The archives of the predictions table: `agewatch archives ...`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agewatch.cli.options import JsonOption, TableOption, answer
+from agewatch.settings import Settings
+
+app = typer.Typer(invoke_without_command=True, help="The archives of the table: list, move, remove.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the archive in the table.")]
+
+
+@app.callback()
+def archives(context: typer.Context, predictions: TableOption = None, as_json: JsonOption = False) -> None:
+    """List the archives of the table, or move or remove one."""
+    from agewatch.cli import display
+    from agewatch.scoring import archives as room
+
+    context.obj = predictions or Settings().predictions
+    if context.invoked_subcommand is None:
+        found = room.entries(context.obj)
+        answer(as_json, {"archives": [vars(entry) for entry in found]}, display.archives, found)
+
+
+@app.command()
+def move(
+    context: typer.Context,
+    name: NameArgument,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where it lies now.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Bind an archive to the folder that it was moved to; its rows stay."""
+    from agewatch.scoring import archives as room
+
+    moved = room.move(context.obj, name, folder)
+    answer(as_json, moved, typer.echo, f"{moved.name} is now {moved.root}; {moved.files} files have rows.")
+
+
+@app.command()
+def remove(context: typer.Context, name: NameArgument, as_json: JsonOption = False) -> None:
+    """Erase an archive: its rows, the table's history, and its reports. Its pictures are not touched."""
+    from agewatch.scoring import archives as room
+    from monitoring.drift import archive_dir
+
+    erased = room.remove(context.obj, name, archive_dir(Settings().reports, name))
+    answer(as_json, erased, typer.echo, f"{erased.name} is erased: the rows of {erased.files} files, and its reports.")

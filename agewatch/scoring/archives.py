@@ -1,0 +1,96 @@
+"""The archives of a table: listing them, binding one to another folder, erasing one with all that is known of it."""
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
+
+from agewatch.errors import TableError, UsageError
+from agewatch.scoring import predictions
+from agewatch.scoring.predictions import ROOT_PROPERTY, SCHEMA, as_text, dataset, open_table, place, plain
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive of a table: its name, its folder, how many paths have rows, and how many of these are gone."""
+
+    name: str
+    root: str
+    files: int
+    gone: int
+
+
+def entries(table: Path) -> list[Archive]:
+    """List a table's archives by name. Raises TableError where there is no table."""
+    found = []
+    for name, root in sorted(predictions.archives(table).items()):
+        rows = predictions.read(table, pc.field("archive") == name, ["path", "gone_at"])
+        gone = rows.filter(pc.is_valid(rows["gone_at"]))
+        found.append(Archive(name, str(root), *(len(pc.unique(some["path"])) for some in (rows, gone))))
+    return found
+
+
+def move(table: Path, name: str, folder: Path) -> Archive:
+    """Bind an archive to another folder; its rows stay, and files are known by their path in it.
+
+    Raises UsageError where there is no such archive or folder, TableError where the table can't be written.
+    """
+    name = _require(table, name)
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder}.")
+    with _told(table):
+        root = {ROOT_PROPERTY + name: as_text(folder.resolve())}
+        open_table(table).alter.set_table_properties(root, raise_if_not_exists=False)
+    return next(entry for entry in entries(table) if entry.name == name)
+
+
+def remove(table: Path, name: str, reports: Path) -> Archive:
+    """Erase an archive: its rows, all history in which they stood, its name, and the folder of its reports.
+
+    The table is written anew from the other archives' current rows, so their history ends too. Raises UsageError where
+    there is no such archive, TableError where the table can't be written or another run wrote to it meanwhile.
+    """
+    name = _require(table, name)
+    erased = next(entry for entry in entries(table) if entry.name == name)
+    mark = secrets.token_hex(4)
+    fresh, old = (table.with_name(f".{table.name}-{kind}-{mark}") for kind in ("fresh", "old"))
+    try:
+        with _told(table):
+            held = open_table(table)
+            kept = {of: text for of, text in held.metadata().configuration.items() if of != ROOT_PROPERTY + name}
+            others = dataset(held, table).scanner(columns=SCHEMA.names, filter=pc.field("archive") != name).to_reader()
+            made = DeltaTable.create(place(fresh), SCHEMA)
+            made.alter.set_table_properties(kept, raise_if_not_exists=False)
+            write_deltalake(made, others, mode="append")
+            if open_table(table).version() != held.version():
+                raise TableError(f"Another run writes to {table}: nothing was erased, try again when it has ended.")
+            table.rename(old)
+            fresh.rename(table)
+    finally:
+        for folder in (fresh, old):
+            shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(reports, ignore_errors=True)
+    return erased
+
+
+def _require(table: Path, name: str) -> str:
+    """The name as the table has it. Raises UsageError where it has no such archive."""
+    name, names = predictions.known_name(table, name), predictions.archives(table)
+    if name not in names:
+        raise UsageError(f"There is no archive '{name}' in the table; it holds {', '.join(sorted(names)) or 'none'}.")
+    return name
+
+
+@contextmanager
+def _told(table: Path) -> Iterator[None]:
+    try:
+        yield
+    except (DeltaError, OSError, pa.ArrowException) as error:
+        raise TableError(f"The table {table} can't be written: {plain(error)}.") from error
