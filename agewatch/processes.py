@@ -44,12 +44,26 @@ def stop_group(process: "subprocess.Popen[bytes]", seconds: float) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Block SIGINT meanwhile: processes that start here inherit it and leave Ctrl-C to this one."""
+    """Put off what interrupts this process until the end, and block SIGINT in what starts meanwhile, which inherits it.
+
+    The mask alone is not enough here: a signal that another thread receives interrupts the main thread all the same.
+    """
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    mine = {number: handler for number, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        mine = {}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
+        for number in mine:
+            signal.signal(number, lambda number, _frame: came.append(number))
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in mine.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from prefect.states import Completed
 
 from agewatch.errors import LabelError
 from agewatch.estimator.model import AgeModel
-from agewatch.labelled import tables
+from agewatch.labelled.tables import as_markdown
 from agewatch.release import gate, store
 from agewatch.release.package import package
 from agewatch.scoring.scorer import Execution
@@ -84,9 +84,9 @@ def judge(file: Path, sources: list[Path], settings: Settings) -> str:
 
 
 def _markdown(model: str, trained: Trained, decision: str) -> str:
-    tables = [f"## Held-out faces: {name}\n\n{tables.as_markdown(table)}" for name, table in trained.tables.items()]
+    parts = [f"## Held-out faces: {name}\n\n{as_markdown(table)}" for name, table in trained.tables.items()]
     head = f"# {model}\n\n{decision}\n\nServed: {trained.chosen}. Ages in years. Run folder: {trained.run.resolve()}\n"
-    return "\n".join([head, *tables])
+    return "\n".join([head, *parts])
 
 
 if __name__ == "__main__":

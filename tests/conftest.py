@@ -5,11 +5,41 @@ from pathlib import Path
 
 import pytest
 
+QUICK = [
+    "test_house",
+    "test_spec",
+    "test_images",
+    "test_faces",
+    "test_model",
+    "test_engine",
+    "test_archive",
+    "test_predictions",
+    "test_export",
+    "test_writer",
+    "test_zoo",
+    "test_metrics",
+    "test_calibration",
+    "test_sources",
+    "test_card",
+    "test_recipe",
+    "test_provenance",
+    "test_candidates",
+    "test_store",
+    "test_display",
+]
+"""The files of the quick lane, `-m quick`: they start no server and no command, and take at most 90 seconds together."""
+
 os.environ["OMP_NUM_THREADS"] = "1"  # workers of tests share few cores
 
 from models import tiny_model
 from pictures import ASTRONAUT, encoded, torn
 from PIL import Image
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in QUICK:
+            item.add_marker("quick")
 
 
 @pytest.fixture(scope="session")

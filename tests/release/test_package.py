@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from models import tiny_model
+from pictures import torn
 
 import agewatch
 from agewatch.errors import ModelError, UsageError
@@ -131,9 +132,14 @@ def test_a_malformed_version_is_refused(run_folder: Path, tmp_path: Path, versio
     assert not list(tmp_path.iterdir())
 
 
-def test_an_incomplete_folder_leaves_nothing_in_the_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["no reference", "torn weights"])
+def test_a_damaged_folder_leaves_nothing_in_the_store(tmp_path: Path, damage: str) -> None:
     folder = tiny_model(tmp_path / "run")
-    (folder / "reference.parquet").unlink()
+    if damage == "no reference":
+        (folder / "reference.parquet").unlink()
+    else:
+        weights = folder / "model.safetensors"
+        weights.write_bytes(torn(weights.read_bytes()))
     store = tmp_path / "store"
     store.mkdir()
     with pytest.raises(ModelError):

@@ -40,7 +40,7 @@ AGES = ["age", "age_low", "age_high"]
 
 def exported(path: Path) -> tuple[list[dict[str, Any]], list[list[float]]]:
     """Rows by path without what each run has of its own, and their ages, which batches move by a last digit."""
-    table = pq.read_table(path).drop_columns(["run_id", "scored_at"]).sort_by("path")
+    table = pq.read_table(path).drop_columns(["run_id", "scored_at", "arrived_at"]).sort_by("path")
     return table.drop_columns(AGES).to_pylist(), [list(row.values()) for row in table.select(AGES).to_pylist()]
 
 

@@ -115,4 +115,4 @@ class Table(RuleBasedStateMachine):
 
 
 TestTable = Table.TestCase
-TestTable.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
+TestTable.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -308,10 +309,14 @@ def test_an_absent_java_is_said(mar: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_model_that_does_not_load_is_said_with_its_log(tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path / "run")
-    weights = folder / "model.safetensors"
-    weights.write_bytes(torn(weights.read_bytes()))
-    broken = package(folder, version="1", store=tmp_path / "store")
+    whole, broken = (
+        package(tiny_model(tmp_path / "run"), version="1", store=tmp_path / "store"),
+        tmp_path / "broken.mar",
+    )
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(broken, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            target.writestr(name, torn(data) if name == "model.safetensors" else data)
     with (
         pytest.raises(ServeError, match=r"could not load the model; see \S+model_log.log") as caught,
         running(broken, home=tmp_path, port=free_port(), workers=1),
