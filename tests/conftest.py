@@ -5,6 +5,12 @@ from pathlib import Path
 
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"  # workers of tests share few cores
+
+from models import tiny_model
+from pictures import ASTRONAUT, encoded, torn
+from PIL import Image
+
 QUICK = [
     "test_house",
     "test_spec",
@@ -26,14 +32,9 @@ QUICK = [
     "test_candidates",
     "test_store",
     "test_display",
+    "test_tiff",
 ]
-"""The files of the quick lane, `-m quick`: they start no server and no command, and take at most 90 seconds together."""
-
-os.environ["OMP_NUM_THREADS"] = "1"  # workers of tests share few cores
-
-from models import tiny_model
-from pictures import ASTRONAUT, encoded, torn
-from PIL import Image
+"""The files of the quick lane, `-m quick`: no server, no command, and at most 90 seconds together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -108,7 +108,7 @@ def _pngs() -> dict[str, Odd]:
         "animated.png": Odd(encoded(quadrants(), save_all=True, append_images=[Image.new("RGB", SIZE)])),
         "one-pixel.png": Odd(encoded(Image.new("RGB", (1, 1), RED)), colours=None),
         "thin.png": Odd(encoded(Image.new("RGB", (5000, 1), RED)), colours=None),
-        "wrong-checksum-of-a-comment.png": Odd(_bad_comment(encoded(quadrants())), "unreadable"),
+        "wrong-checksum-of-a-comment.png": Odd(_bad_comment(encoded(quadrants())), "no_face"),
     }  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def _refused() -> dict[str, Odd]:
         "zeros.jpg": Odd(bytes(5000), "unsupported"),
         "signature-only.jpg": Odd(b"\xff\xd8\xff", "truncated"),
         "signature-only.png": Odd(b"\x89PNG\r\n\x1a\n", "unreadable"),
-        "film.heic": Odd(b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + b"film" * 25, "unreadable"),
+        "film.heic": Odd(b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + b"film" * 25, "unsupported"),
         "bomb.png": Odd(_png_header(100_000, 100_000), "too_large"),
         "bomb.bmp": Odd(_bmp_header(60_000, 60_000), "too_large"),
         "nearly-whole.jpg": Odd(encoded(noise, "JPEG")[:-20], "truncated"),
@@ -209,7 +209,7 @@ def _refused() -> dict[str, Odd]:
         files[f"zeros-end-{form.lower()}"] = Odd(whole[: len(whole) // 2] + bytes(len(whole) // 2), "truncated")
     files["half-of-lzw.tiff"] = Odd(encoded(noise, "TIFF", compression="tiff_lzw")[:20_000], "truncated")
     files["flipped.png"] = Odd(_flipped(encoded(noise)), "unreadable")
-    files["planes.tiff"] = Odd(_planes_of_sixteen_bits(), "unsupported")
+    files["planes.tiff"] = Odd(_planes_of_sixteen_bits(), "no_face", None)
     return files
 
 

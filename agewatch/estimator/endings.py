@@ -11,6 +11,9 @@ from agewatch.errors import ImageError
 
 ZEROS = 64
 """More zero bytes where compressed data should end: that part of the file was never written."""
+_JPEG, _JPEG_END, _PNG = b"\xff\xd8", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
+_CODED_ZEROS = 2  # may end the pixels of a whole JPEG
+_NEEDED = (b"tRNS", b"eXIf")
 _CHECKED_CHUNKS = (b"IHDR", b"PLTE", b"IDAT")
 _OFFSETS_AND_COUNTS = ((273, 279), (324, 325))  # TIFF 6.0: of strips, of tiles
 
@@ -28,12 +31,47 @@ def check(image: Image.Image, data: bytes) -> None:
         raise truncated()
 
 
+def with_marker(data: bytes) -> bytes:
+    """A JPEG without its end marker, given one: then decoders miss only what is missing of its pixels.
+
+    Not where it ends in zeros, which would pass for pixels.
+    """
+    if data.startswith(_JPEG) and not data.endswith(_JPEG_END) and _zeros_at_end(data) <= _CODED_ZEROS:
+        return data + _JPEG_END
+    return data
+
+
+def without_metadata(data: bytes) -> bytes | None:
+    """A PNG with only what its pixels need, and EXIF, which turns them; None where it has nothing else.
+
+    What is left out may be damaged, or large, and cost the picture its pixels. Chunks whose names begin with a capital
+    are those that decoders need (PNG specification, section 5.4).
+    """
+    if not data.startswith(_PNG):
+        return None
+    place, kept = len(_PNG), [_PNG]
+    while place + 12 <= len(data):
+        kind, end = data[place + 4 : place + 8], place + 12 + int.from_bytes(data[place : place + 4])
+        is_sound = zlib.crc32(memoryview(data)[place + 4 : end - 4]) == int.from_bytes(data[end - 4 : end])
+        if kind[:1].isupper() or (is_sound and kind in _NEEDED):
+            kept.append(data[place:end])
+        place = end
+    bare = b"".join(kept)
+    return bare if len(bare) < len(data) else None
+
+
+def brands(data: bytes) -> set[bytes]:
+    """What an ISO base media file says that it is: its major and compatible brands (ISO/IEC 14496-12, 4.3)."""
+    content = data[8 : min(int.from_bytes(data[:4]), 1024)]
+    return {content[start : start + 4] for start in range(0, len(content), 4)}
+
+
 def is_cut(data: bytes) -> bool:
     """Tell whether a picture that can't be decoded lacks its end, by what its container says."""
     if _zeros_at_end(data) > ZEROS:
         return True
-    if data.startswith(b"\xff\xd8"):
-        return not data.rstrip(b"\0").endswith(b"\xff\xd9")
+    if data.startswith(_JPEG):
+        return not data.rstrip(b"\0").endswith(_JPEG_END)
     if data.startswith(b"RIFF"):
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if data.startswith(b"BM"):

@@ -1,44 +1,44 @@
 """Bytes -> upright RGB array, or an ImageError that says exactly why not."""
 
-import re
 import warnings
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime
 from io import BytesIO
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pillow_heif
 import simplejpeg
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from agewatch.errors import ImageError
-from agewatch.estimator import endings
+from agewatch.estimator import endings, exif, tiff
 
 RGB = npt.NDArray[np.uint8]
 """Array of shape (height, width, 3), 0..255, sRGB."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "HEIF", "AVIF")
-MAX_PIXELS = 180_000_000
-"""Larger pictures are refused by their header: decoding takes up to 30 bytes a pixel and worker, 5.4 GB at this limit.
+MAX_DECODING_BYTES = 5_400_000_000
+"""Pictures whose decoding may take more memory are refused by their header: so much a worker, for a moment."""
+BYTES_A_PIXEL = {"WEBP": 30.0, "AVIF": 26.0}
+"""Peak memory of decoding, where it is not 22: with alpha, turned, or with a profile, whichever costs most.
 
-Measured by benchmarks/decode_memory.py: 3 bytes for most JPEGs, 14 to 22 for PNG, 26 and 30 for AVIF and WebP with
-alpha.
+Measured by benchmarks/decode_memory.py. TIFFs of more than 8 bits cost their own samples besides.
 """
+_BYTES_A_PIXEL = 22.0
 
 _SIGNATURES = (
     b"\xff\xd8", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"BM",
 )  # fmt: skip
+_HEIF_BRANDS = frozenset(
+    {b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"avif", b"avis", b"miaf"}
+)
+_D50 = 5000  # kelvin: the white of TIFF's CIE L*a*b* (TIFF 6.0, section 23)
 _DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL, _EXIF_IFD = 0x9003, 0x9011, 0x8769
 _MAKE, _MODEL = 0x010F, 0x0110
-_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284
+_SUBFILE_TYPE, _REDUCED = 254, 1
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
-_DATE = re.compile(  # as the standard has it, and as programs write it: ISO 8601, fractions, an offset of its own
-    r"(\d{4})[:./-](\d\d)[:./-](\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d+))? ?([+-]\d\d:?\d\d|Z)?"
-)
-_OFFSET = re.compile(r"(?:([+-])(\d\d)(?::?(\d\d))?|Z)")
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,7 +51,8 @@ _TRANSPOSE = {
 
 Image.init()  # `formats=` below needs every plugin loaded
 pillow_heif.register_heif_opener()
-Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS below replaces Pillow's warning with a refusal
+PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**27  # a profile may have megabytes
+Image.MAX_IMAGE_PIXELS = None  # max_pixels replaces Pillow's warning with a refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +94,18 @@ def decode(data: bytes, *, min_side: int | None = None) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of harmless metadata; the row's status says the rest
         try:
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                _refuse_bombs(image.size)
-                _refuse_unusual(image)
-                endings.check(image, data)
-                orientation = _orientation(image)
-                width, height = image.size if orientation not in _ON_ITS_SIDE else image.size[::-1]
-                rgb = _turbo(image, data, orientation, min_side)
-                captured_at, camera = _captured_at(image), _camera(image)
-                return Picture(_to_rgb(image, orientation) if rgb is None else rgb, width, height, captured_at, camera)
+            if data.startswith(tiff.SIGNATURES) and (found := tiff.read(data, _refuse_deep)) is not None:
+                return _of_tiff(found)
+            return _by_pillow(endings.with_marker(data), min_side)
         except ImageError:
             raise
-        except UnidentifiedImageError as error:
-            raise _unidentified(data) from error
         except MemoryError as error:
             raise ImageError("too_large", "The picture does not fit into memory.") from error
         except Exception as error:  # decoders answer damaged bytes with any exception there is
+            if (bare := endings.without_metadata(data)) is not None:
+                return decode(bare, min_side=min_side)
+            if isinstance(error, UnidentifiedImageError):
+                raise _unidentified(data) from error
             raise _damaged(error, data) from error
 
 
@@ -124,20 +121,48 @@ def quality(chip: RGB) -> Quality:
     )
 
 
-def _refuse_bombs(size: tuple[int, int]) -> None:
+def max_pixels(form: str | None, stored: int = 0) -> int:
+    """How many pixels a picture of a format, by Pillow's name, may have; of a deep TIFF with the bytes of each."""
+    return int(MAX_DECODING_BYTES / (BYTES_A_PIXEL.get(form or "", _BYTES_A_PIXEL) + stored))
+
+
+def _refuse_bombs(size: tuple[int, int], most: int) -> None:
     width, height = size
-    if width * height > MAX_PIXELS:
+    if width * height > most:
         raise ImageError(
             "too_large",
-            f"The picture claims {width} x {height} pixels; the limit is {MAX_PIXELS // 10**6} million.",
+            f"The picture claims {width} x {height} pixels; the limit of its kind is {most // 10**6} million.",
         )
 
 
+def _refuse_deep(size: tuple[int, int], stored: int) -> None:
+    _refuse_bombs(size, max_pixels("TIFF", stored))
+
+
 def _refuse_unusual(image: Image.Image) -> None:
-    """Refuse a TIFF that Pillow decodes wrongly: more than 8 bits in separate planes (PlanarConfiguration 2)."""
+    """Refuse a TIFF of the kinds that Pillow reads wrongly; it is here only because `tiff` could make nothing of it."""
     tags = getattr(image, "tag_v2", {})
-    if tags.get(_PLANAR_CONFIGURATION) == 2 and max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8 and len(image.getbands()) > 1:
-        raise ImageError("unsupported", "TIFF of more than 8 bits in separate planes is not read.")
+    if image.format == "TIFF" and (image.mode.startswith(("I", "F")) or tags.get(_SUBFILE_TYPE, 0) & _REDUCED):
+        raise ImageError("unreadable", "The file begins like a picture, but its directory is damaged.")
+
+
+def _by_pillow(data: bytes, min_side: int | None) -> Picture:
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        _refuse_bombs(image.size, max_pixels(image.format))
+        _refuse_unusual(image)
+        endings.check(image, data)
+        orientation = _orientation(image)
+        width, height = image.size if orientation not in _ON_ITS_SIDE else image.size[::-1]
+        rgb = _turbo(image, data, orientation, min_side)
+        told = _told(image)
+        return Picture(_to_rgb(image, orientation) if rgb is None else rgb, width, height, *told)
+
+
+def _of_tiff(found: tiff.Tiff) -> Picture:
+    found.image.info = {"icc_profile": found.profile}
+    rgb = _to_rgb(found.image, found.orientation)
+    taken = exif.captured_at(found.exif.get("DateTimeOriginal"), found.exif.get("OffsetTimeOriginal"))
+    return Picture(rgb, rgb.shape[1], rgb.shape[0], taken, exif.camera(found.make, found.model))
 
 
 def _turbo(image: Image.Image, data: bytes, orientation: int, min_side: int | None) -> RGB | None:
@@ -169,7 +194,9 @@ def _turbo(image: Image.Image, data: bytes, orientation: int, min_side: int | No
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the picture is stored, 1..8 as in EXIF; 1 where that is damaged."""
+    """How the picture comes from its decoder, 1..8 as in EXIF; 1 where that is damaged."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns it while loading
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF raises anything; the pixels may be whole
@@ -181,8 +208,10 @@ def _to_rgb(image: Image.Image, orientation: int) -> RGB:
     profile = image.info.get("icc_profile")
     if orientation in _TRANSPOSE:
         image = image.transpose(_TRANSPOSE[orientation])
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith("I"):
         image = _to_eight_bits(image)
+    if image.mode == "LAB":
+        image = _to_srgb(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB", _D50)).tobytes())
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -195,14 +224,9 @@ def _to_rgb(image: Image.Image, orientation: int) -> RGB:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    values: npt.NDArray[np.float32] = np.asarray(image, dtype=np.float32)
-    if image.mode == "F" and np.nanmax(values) <= 1:
-        values = values * 255
-    elif image.mode.startswith("I;16") or 255 < np.nanmax(values) <= 65535:
-        values = values / np.float32(257)  # 65535 / 255: the full 16-bit range onto 8 bits
-    elif np.nanmax(values) > 65535:
-        values = values / np.float32((2**31 - 1) / 255)
-    return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))
+    """Grey of 16 bits, as PNG has it, onto 8: 65535 / 255 = 257."""
+    values: npt.NDArray[np.float32] = np.asarray(image, dtype=np.float32) / np.float32(257)
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
@@ -215,48 +239,22 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return image if converted is None else converted
 
 
-def _captured_at(image: Image.Image) -> datetime | None:
-    """EXIF DateTimeOriginal with its offset, as UTC; UTC is assumed where no offset is given."""
+def _told(image: Image.Image) -> tuple[datetime | None, str | None]:
+    """When the picture was taken and by which camera, by its EXIF."""
     try:
-        exif: dict[int, Any] = dict(image.getexif().get_ifd(_EXIF_IFD))
-        told = _DATE.fullmatch(str(exif[_DATE_TIME_ORIGINAL]).strip("\0 "))
-        if told is None:
-            return None
-        year, month, day, hour, minute, second, fraction, own_offset = told.groups()
-        offset = _OFFSET.fullmatch(str(exif.get(_OFFSET_TIME_ORIGINAL) or own_offset or "").strip("\0 "))
-        microsecond = int((fraction or "0")[:6].ljust(6, "0"))
-        date, time = (int(year), int(month), int(day)), (int(hour), int(minute), int(second), microsecond)
-        return datetime(*date, *time, tzinfo=_zone(offset)).astimezone(UTC)
-    except Exception:  # damaged EXIF raises anything, and years 1 and 9999 overflow; the date is optional
-        return None
-
-
-def _zone(offset: re.Match[str] | None) -> timezone:
-    """The zone of `+02:00`, `+0200`, `+02` or `Z`; UTC where none is told, or one of a day and more."""
-    hours, minutes = (int(offset[2] or 0), int(offset[3] or 0)) if offset else (0, 0)
-    if offset is None or hours >= 24:
-        return UTC
-    shift = timedelta(hours=hours, minutes=minutes)
-    return timezone(-shift if offset[1] == "-" else shift)
-
-
-def _camera(image: Image.Image) -> str | None:
-    """EXIF Make and Model in one line, the make once; None where neither says anything."""
-    try:
-        exif = image.getexif()
-        make, model = (" ".join(_printable(str(exif.get(tag, ""))).split()) for tag in (_MAKE, _MODEL))
-    except Exception:  # damaged EXIF raises anything
-        return None
-    return (model if model.lower().startswith(make.lower()) else f"{make} {model}".strip()) or None
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+        tags = image.getexif()
+        inner = tags.get_ifd(_EXIF_IFD)
+        date, offset, make, model = (
+            inner.get(_DATE_TIME_ORIGINAL), inner.get(_OFFSET_TIME_ORIGINAL), tags.get(_MAKE), tags.get(_MODEL),
+        )  # fmt: skip
+    except Exception:  # damaged EXIF raises anything; what it says is optional, the pixels are not
+        return None, None
+    return exif.captured_at(date, offset), exif.camera(make, model)
 
 
 def _unidentified(data: bytes) -> ImageError:
     is_riff_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    is_heif = data[4:8] == b"ftyp"
+    is_heif = data[4:8] == b"ftyp" and bool(_HEIF_BRANDS & endings.brands(data))  # else a film
     if data.startswith(_SIGNATURES) or is_riff_webp or is_heif:
         if endings.is_cut(data):
             return endings.truncated()

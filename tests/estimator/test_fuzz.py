@@ -5,8 +5,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
 
 import numpy as np
+import tifffile
 from damage import KINDS, damaged, of_every_form
 from pictures import ASTRONAUT, encoded
 from PIL import Image
@@ -21,6 +24,12 @@ MODES = (
     ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("RGBA", "WEBP"), ("CMYK", "TIFF"), ("1", "TIFF"),
     ("L", "BMP"), ("RGBA", "AVIF"), ("RGBA", "HEIF"),
 )  # fmt: skip
+
+
+def tiff(values: np.ndarray, **options: Any) -> bytes:
+    file = BytesIO()
+    tifffile.imwrite(file, values, photometric="rgb", metadata=None, **options)
+    return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,9 @@ def test_damaged_bytes_are_a_picture_or_a_refusal() -> None:
     small = Image.open(ASTRONAUT).convert("RGB").crop((130, 20, 330, 240)).resize((100, 110))
     whole = [*of_every_form(small).values()]
     whole += [encoded(small.convert(mode), form) for mode, form in MODES]
+    deep = np.asarray(small).astype(np.uint16) * 257
+    whole += [tiff(deep, compression=compression) for compression in (None, "lzw", "deflate", "packbits", "zstd")]
+    whole += [tiff(deep.astype(np.float32) / 65535, compression="deflate", predictor=3), tiff(deep, tile=(32, 32))]
     first, ends = int.from_bytes(os.urandom(6)), time.monotonic() + SECONDS
 
     def seeds() -> Iterator[range]:

@@ -1,4 +1,5 @@
 import io
+import zlib
 from datetime import UTC, datetime
 
 import numpy as np
@@ -191,3 +192,50 @@ def test_quality_of_known_chips() -> None:
     buffer = io.BytesIO()
     Image.fromarray(board.astype(np.uint8)).resize((8, 8)).resize((32, 32)).save(buffer, "PNG")
     assert quality(decode(buffer.getvalue()).rgb).sharpness < sharp.sharpness
+
+
+def test_a_jpeg_that_lacks_only_its_end_marker_is_whole_and_one_that_lacks_pixels_is_truncated() -> None:
+    for mode, options in (("RGB", {}), ("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})):
+        noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 120, 3), np.uint8)).convert(mode)
+        data = encoded(noise, "JPEG", quality=90, **options)
+        assert data.endswith(b"\xff\xd9")
+        whole = decode(data).rgb
+        assert np.array_equal(decode(data[:-2]).rgb, whole)
+        assert np.array_equal(decode(data[:-1]).rgb, whole)
+        for cut in (len(data) - 60, len(data) * 3 // 4, len(data) // 2):
+            for half in (data[:cut], data[:cut] + bytes(len(data) - cut)):
+                with pytest.raises(ImageError) as refused:
+                    decode(half)
+                assert refused.value.code == "truncated", (mode, options, cut)
+
+
+def with_chunk(png: bytes, kind: bytes, content: bytes, *, sound: bool) -> bytes:
+    checksum = zlib.crc32(kind + content) if sound else 12345
+    return png[:33] + len(content).to_bytes(4) + kind + content + checksum.to_bytes(4) + png[33:]
+
+
+@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (b"iCCP", b"profile\0\0" + zlib.compress(bytes(3_000_000))),
+        (b"iCCP", b"profile\0\0 no zlib at all"),
+        (b"zTXt", b"text\0\0" + zlib.compress(b"a" * 200_000_000)),
+        (b"iTXt", b"\xff" * 50),
+        (b"tEXt", b"text\0" + b"a" * 2_000_000),
+        (b"eXIf", b"no EXIF"),
+        (b"pHYs", b"x"),
+        (b"abCd", b"of no known kind"),
+    ],
+    ids=lambda value: value.decode() if isinstance(value, bytes) and len(value) == 4 else "",
+)
+def test_metadata_never_costs_a_png_its_pixels(kind: bytes, content: bytes, sound: bool) -> None:
+    png = encoded(quadrants())
+    assert np.array_equal(decode(with_chunk(png, kind, content, sound=sound)).rgb, decode(png).rgb)
+
+
+def test_a_film_named_as_a_picture_is_unsupported() -> None:
+    film = (20).to_bytes(4) + b"ftypisom" + bytes(4) + b"mp42" + (8).to_bytes(4) + b"mdat"
+    with pytest.raises(ImageError) as refused:
+        decode(film)
+    assert refused.value.code == "unsupported"

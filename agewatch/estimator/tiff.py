@@ -1,0 +1,153 @@
+"""TIFFs that Pillow can't read, or reads wrongly: over 8 bits, floats, alpha beside CMYK, a thumbnail that is first.
+
+Pillow opens 16-bit pictures in which white is zero as negatives, takes 12 bits for 16, and takes the thumbnail in a
+first directory for the picture. What it reads well is left to it, as it is faster.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image
+
+from agewatch.errors import ImageError
+
+SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 4, 5, 6, 8
+_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _CMYK: 4}  # samples a pixel of what is read here
+_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
+_REDUCED = 1  # NewSubfileType's first bit: a smaller version of another picture of the file
+_ALPHA = (1, 2)  # ExtraSamples: associated, and not
+_FLOAT = 3  # SampleFormat
+_JPEG = 7  # Compression
+_PLANES_APART = 2  # PlanarConfiguration
+_TOPS = (1.0, 255.0, 65535.0)
+"""What programs write for white in floats, where no tag tells."""
+_SCALED_AT_ONCE = 2**22  # samples, which bounds the memory
+_OVERSHOOT = 1.1  # scaling and sharpening leave a few pixels beyond white
+_ORIENTATION, _MAKE, _MODEL, _EXIF = 274, 271, 272, 34665
+
+Values = npt.NDArray[Any]
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it writes lines about damage; the rows say it better
+
+
+@dataclass(frozen=True, slots=True)
+class Tiff:
+    """A picture as it is stored, of mode L, RGB or CMYK, and what its tags say; `exif` by tifffile's names."""
+
+    image: Image.Image
+    orientation: int
+    profile: bytes | None
+    make: str
+    model: str
+    exif: dict[str, Any]
+
+
+def read(data: bytes, refuse: Callable[[tuple[int, int], int], None]) -> Tiff | None:
+    """Read a TIFF's main picture, None where it is left to Pillow; `refuse` is asked before about its size
+    and the bytes of a stored pixel.
+
+    The main picture is the first that is no smaller version of another, else the largest. Raises ImageError with code
+    `unsupported` for kinds that are not read, `truncated` where data are missing; damage raises whatever it raises.
+    """
+    try:
+        file = tifffile.TiffFile(BytesIO(data))
+        page = _main(file)
+    except Exception:  # a directory that it can't read: perhaps Pillow can
+        return None
+    with file:
+        if page is None:
+            return None
+        refuse((page.imagewidth, page.imagelength), page.samplesperpixel * (page.bitspersample + 7) // 8)
+        image = _decode(page, data)
+        exif = page.tags.valueof(_EXIF, {})
+        return Tiff(
+            image,
+            int(page.tags.valueof(_ORIENTATION, 1)),
+            page.iccprofile,
+            str(page.tags.valueof(_MAKE, "")),
+            str(page.tags.valueof(_MODEL, "")),
+            exif if isinstance(exif, dict) else {},
+        )
+
+
+def _main(file: tifffile.TiffFile) -> tifffile.TiffPage | None:
+    assert file.pages is not None  # it was just opened
+    first = file.pages.first
+    if not first.subfiletype & _REDUCED:
+        return None if _is_plain(first) else first
+    pages = [page for page in file.pages or () if isinstance(page, tifffile.TiffPage)]
+    pages += [
+        inner for page in pages if page.subifds for inner in page.pages or () if isinstance(inner, tifffile.TiffPage)
+    ]
+    whole = [page for page in pages if not page.subfiletype & _REDUCED]
+    return whole[0] if whole else max(pages, key=lambda page: page.imagewidth * page.imagelength)
+
+
+def _is_plain(page: tifffile.TiffPage) -> bool:
+    """Tell whether Pillow reads a page right: up to 8 bits, and no sample beside the colours but alpha to RGB."""
+    if page.bitspersample > 8 or page.sampleformat == _FLOAT:
+        return False
+    extra = page.samplesperpixel - {_RGB: 3, _CMYK: 4, _YCBCR: 3, _LAB: 3}.get(page.photometric, 1)
+    return extra == 0 or (extra == 1 and page.photometric == _RGB)
+
+
+def _decode(page: tifffile.TiffPage, data: bytes) -> Image.Image:
+    by_jpeg = page.photometric == _YCBCR and page.compression == _JPEG  # whose decoder gives RGB
+    colours = 3 if by_jpeg else _COLOURS.get(page.photometric)
+    if colours is None or page.dtype is None or page.imagedepth != 1 or not 0 <= page.samplesperpixel - colours <= 4:
+        raise ImageError("unsupported", "TIFF of this kind is not read: its samples are not grey, RGB or CMYK.")
+    if page.dtype.kind not in "uif":
+        raise ImageError("unsupported", "TIFF of complex numbers is not read.")
+    ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    if not ends or max(ends) > len(data) or not all(page.databytecounts):
+        raise ImageError("truncated", "The picture's data end early.")
+    values = page.asarray(maxworkers=1)
+    if page.planarconfig == _PLANES_APART and page.samplesperpixel > 1:
+        values = np.moveaxis(values, 0, -1)
+    values = values.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
+    seen = _eight_bits(values[:, :, :colours], page)
+    if page.photometric == _WHITE_IS_ZERO:
+        seen = 255 - seen
+    image = Image.fromarray(seen[:, :, 0] if colours == 1 else seen, _MODES[colours])
+    if page.samplesperpixel > colours and page.extrasamples and page.extrasamples[0] in _ALPHA:
+        alpha = Image.fromarray(_eight_bits(values[:, :, colours], page))
+        white = Image.new(image.mode, image.size, 0 if image.mode == "CMYK" else "white")
+        image = Image.composite(image, white, alpha)
+    return image
+
+
+def _eight_bits(values: Values, page: tifffile.TiffPage) -> npt.NDArray[np.uint8]:
+    """Samples on 0..255: integers by their BitsPerSample, floats by their tags, else by what most of them reach."""
+    low, high = 0.0, float(2**page.bitspersample - 1)
+    if values.dtype.kind == "i":
+        low, high = -float(2 ** (page.bitspersample - 1)), float(2 ** (page.bitspersample - 1) - 1)
+    elif values.dtype.kind == "f":
+        np.nan_to_num(values, copy=False, posinf=0, neginf=0)
+        low, high = _range(values, page)
+    if (low, high) == (0.0, 255.0) and values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    seen = np.empty(values.shape, np.uint8)
+    rows = max(1, _SCALED_AT_ONCE // values[0].size)
+    for start in range(0, len(values), rows):
+        block = values[start : start + rows].astype(np.float32)
+        block -= np.float32(low)
+        block *= np.float32(255 / max(high - low, 1e-30))
+        seen[start : start + rows] = block.clip(0, 255).round()
+    return seen
+
+
+def _range(values: Values, page: tifffile.TiffPage) -> tuple[float, float]:
+    told = [page.tags.valueof(name) for name in ("SMinSampleValue", "SMaxSampleValue")]
+    if None not in told:
+        low, high = (float(np.ravel(each)[0]) for each in told)
+        if high > low:
+            return low, high
+    most = float(np.quantile(values[:: max(1, values.shape[0] // 512)], 0.999))
+    return 0.0, next((top for top in _TOPS if most <= top * _OVERSHOOT), most)

@@ -1,0 +1,193 @@
+"""TIFFs as scanners and laboratories write them, and orientation in every format: each pixel where it belongs."""
+
+import struct
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from pictures import encoded
+from PIL import Image
+
+from agewatch.errors import ImageError
+from agewatch.estimator.images import decode
+
+SIDE = 32
+COLOURS = np.array([[[230, 20, 20], [20, 200, 20]], [[20, 20, 210], [240, 230, 40]]], np.uint8)
+"""Red, green, blue, yellow, from the upper left by rows."""
+PICTURE = COLOURS.repeat(SIDE, axis=0).repeat(SIDE + 8, axis=1)
+GREY = np.array([[0, 90], [170, 255]], np.uint8).repeat(SIDE, axis=0).repeat(SIDE + 8, axis=1)
+TURNED = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: image[:, ::-1].transpose(1, 0, 2),
+    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image: image[::-1].transpose(1, 0, 2),
+}
+"""How an upright picture is stored so that the tag makes it upright again; each undoes what EXIF 2.32, 4.6.4 says."""
+
+
+def written(values: np.ndarray, **options: Any) -> bytes:
+    file = BytesIO()
+    tifffile.imwrite(file, values, metadata=None, **options)
+    return file.getvalue()
+
+
+def middles(rgb: np.ndarray) -> np.ndarray:
+    """The colours in the middles of the four quarters."""
+    height, width = rgb.shape[:2]
+    return rgb[[height // 4, 3 * height // 4]][:, [width // 4, 3 * width // 4]].astype(int)
+
+
+def matches(data: bytes, expected: np.ndarray, tolerance: int = 3) -> None:
+    picture = decode(data)
+    assert (picture.width, picture.height) == (expected.shape[1], expected.shape[0])
+    wanted = middles(expected if expected.ndim == 3 else expected[:, :, None].repeat(3, axis=2))
+    assert np.abs(middles(picture.rgb) - wanted).max() <= tolerance
+
+
+def deep(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.uint16) * 257
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate", "packbits", "zstd"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_sixteen_bits_a_colour(compression: str | None, planes: str) -> None:
+    values = deep(PICTURE) if planes == "contig" else deep(PICTURE).transpose(2, 0, 1)
+    matches(written(values, photometric="rgb", planarconfig=planes, compression=compression), PICTURE)
+
+
+@pytest.mark.parametrize("values", [GREY, deep(GREY), deep(GREY).astype(np.uint32) * 65537], ids=["8", "16", "32"])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_grey_with_either_end_white(values: np.ndarray, photometric: str) -> None:
+    most = np.iinfo(values.dtype).max
+    matches(written(most - values if photometric == "miniswhite" else values, photometric=photometric), GREY)
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0, 65535.0])
+def test_floats_are_scaled_by_what_most_of_them_reach(top: float) -> None:
+    values = GREY.astype(np.float32) / 255 * top
+    values[0, 0], values[0, 1], values[0, 2] = 1.2 * top, np.nan, -0.1 * top
+    matches(written(values, photometric="minisblack"), GREY)
+    colours = PICTURE.astype(np.float32) / 255 * top
+    matches(written(colours, photometric="rgb", compression="deflate", predictor=3), PICTURE)
+
+
+def test_floats_are_scaled_by_their_tags() -> None:
+    values = GREY.astype(np.float32) / 255 * 40 + 10
+    tags = [(340, "f", 1, 10.0, True), (341, "f", 1, 50.0, True)]
+    matches(written(values, photometric="minisblack", extratags=tags), GREY)
+
+
+def test_twelve_bits_are_twelve_bits() -> None:
+    values = (GREY.astype(int) * 4095 // 255).reshape(-1, 2)
+    packed = np.stack([values[:, 0] >> 4, (values[:, 0] & 15) << 4 | values[:, 1] >> 8, values[:, 1] & 255], axis=1)
+    pixels = packed.astype(np.uint8).tobytes()
+    height, width = GREY.shape
+    entries = [(256, width), (257, height), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*entries, (279, len(pixels))])
+    head = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    matches(head + pixels + struct.pack("<H", len(entries) + 1) + directory + bytes(4), GREY)
+
+
+def test_cmyk_with_and_without_alpha() -> None:
+    ink = 255 - np.concatenate([PICTURE, np.full((*PICTURE.shape[:2], 1), 255, np.uint8)], axis=2)
+    alpha = np.full((*PICTURE.shape[:2], 1), 255, np.uint8)
+    alpha[:, : PICTURE.shape[1] // 2] = 0
+    cut_out = PICTURE.copy()
+    cut_out[:, : PICTURE.shape[1] // 2] = 255
+    for values in (ink, deep(ink)):
+        matches(written(values, photometric="separated"), PICTURE)
+    matches(
+        written(np.concatenate([ink, alpha], axis=2), photometric="separated", extrasamples=["unassalpha"]), cut_out
+    )
+    values = np.concatenate([ink, alpha], axis=2)
+    matches(written(values, photometric="separated", extrasamples=["unspecified"]), PICTURE)
+    values = np.concatenate([deep(PICTURE), deep(alpha)], axis=2)
+    matches(written(values, photometric="rgb", extrasamples=["unassalpha"]), cut_out)
+
+
+@pytest.mark.parametrize("main", ["second page", "inner directory", "inner directory, JPEG"])
+def test_a_thumbnail_that_is_first_is_not_the_picture(main: str) -> None:
+    file = BytesIO()
+    with tifffile.TiffWriter(file) as tiff:
+        inner = main != "second page"
+        small = PICTURE[::8, ::8]
+        tiff.write(small, photometric="rgb", subfiletype=1, metadata=None, subifds=1 if inner else None)
+        jpeg = {"compression": "jpeg", "compressionargs": {"level": 95}} if main.endswith("JPEG") else {}
+        tiff.write(PICTURE, photometric="rgb", metadata=None, subfiletype=0, **jpeg)
+    matches(file.getvalue(), PICTURE, tolerance=12)
+
+
+def test_further_pages_are_not_the_picture() -> None:
+    file = BytesIO()
+    with tifffile.TiffWriter(file) as tiff:
+        tiff.write(deep(PICTURE), photometric="rgb", metadata=None)
+        tiff.write(np.zeros((500, 500, 3), np.uint16), photometric="rgb", metadata=None)
+    matches(file.getvalue(), PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "code"),
+    [
+        (deep(GREY), {"photometric": "cfa"}, "unsupported"),
+        (GREY.astype(np.complex64), {"photometric": "minisblack"}, "unsupported"),
+        (np.zeros((8, 40, 40), np.uint16), {"photometric": "minisblack", "volumetric": True, "tile": (16, 16, 16)},
+         "unsupported"),
+    ],
+    ids=["raw", "complex", "volume"],
+)  # fmt: skip
+def test_what_is_no_picture_is_unsupported(values: np.ndarray, options: dict[str, Any], code: str) -> None:
+    if options["photometric"] == "cfa":
+        tags = [(33421, "H", 2, (2, 2), True), (33422, "B", 4, (0, 1, 1, 2), True)]
+        options = options | {"extratags": tags}
+    with pytest.raises(ImageError) as refused:
+        decode(written(values, **options))
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.95])
+def test_a_torn_one_is_truncated(keep: float) -> None:
+    data = written(np.random.default_rng(0).integers(0, 65535, (64, 64, 3), np.uint16), photometric="rgb")
+    with pytest.raises(ImageError) as refused:
+        decode(data[: int(len(data) * keep)])
+    assert refused.value.code == "truncated"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "HEIF", "AVIF"])
+def test_every_format_is_turned_once(form: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(TURNED[orientation](PICTURE))
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(form, {})
+    if form in ("HEIF", "AVIF"):  # their encoders write the tag as a transformation of the pixels
+        options = {"quality": 95}
+    matches(encoded(Image.fromarray(stored), form, exif=exif.tobytes(), **options), PICTURE, tolerance=16)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["8 bits", "8 bits, LZW", "8 bits, JPEG", "16 bits", "floats", "1 bit, G4", "palette"])
+def test_every_kind_of_tiff_is_turned_once(kind: str, orientation: int) -> None:
+    tag = [(274, "H", 1, orientation, True)]
+    colours, grey = (np.ascontiguousarray(TURNED[orientation](each)) for each in (PICTURE, GREY[:, :, None]))
+    if kind == "palette":
+        image = Image.fromarray(colours).quantize(8)
+        matches(encoded(image, "TIFF", tiffinfo={274: orientation}), PICTURE, tolerance=10)
+    elif kind == "1 bit, G4":
+        black_and_white = Image.fromarray((grey[:, :, 0] > 128).astype(np.uint8) * 255).convert("1")
+        data = encoded(black_and_white, "TIFF", compression="group4", tiffinfo={274: orientation})
+        matches(data, (GREY > 128).astype(np.uint8) * 255)
+    else:
+        values = {"16 bits": deep(colours), "floats": colours.astype(np.float32) / 255}.get(kind, colours)
+        how = {"8 bits, LZW": {"compression": "lzw"}, "8 bits, JPEG": {"compression": "jpeg"}}.get(kind, {})
+        matches(written(values, photometric="rgb", extratags=tag, **how), PICTURE, tolerance=16)
+
+
+def test_what_exif_says_is_read_of_deep_ones_too() -> None:
+    tags = [(271, "s", 0, "Maker", True), (272, "s", 0, "Camera 1", True)]
+    assert decode(written(deep(PICTURE), photometric="rgb", extratags=tags)).camera == "Maker Camera 1"
