@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and the time as records hold it."""
 
+import fcntl
 import json
 import os
 import secrets
@@ -7,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from agewatch.errors import TableError
 
 
 @contextmanager
@@ -22,7 +25,8 @@ def replacing(file: Path) -> Iterator[Path]:
         yield aside
         _sync(aside)
         aside.replace(file)
-        _sync(file.parent)
+        with suppress(OSError):  # a folder may be written to and not read
+            _sync(file.parent)
     finally:
         with suppress(OSError):  # moved away, never made, or its folder is none
             aside.unlink()
@@ -37,6 +41,23 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, content: Any) -> None:
     """Replace a file by JSON; see `replacing`. NaN and infinity, which JSON lacks, raise ValueError."""
     write_text(file, json.dumps(content, indent=1, allow_nan=False))
+
+
+def lock(file: Path, *, exclusive: bool) -> IO[str] | None:
+    """Lock a file with flock(2) for as long as what is returned is kept open; the kernel frees it when a process ends.
+
+    None where the file can't be written. Raises TableError where another process holds it in a way that excludes this.
+    """
+    try:
+        held = file.open("a")
+    except OSError:
+        return None
+    try:
+        fcntl.flock(held, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        held.close()
+        raise TableError(f"Another run uses {file.parent}: try again when it has ended.") from error
+    return held
 
 
 def now() -> str:

@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from agewatch.cli.options import JsonOption, TableOption, answer
+from agewatch.cli.options import JsonOption, TableOption, answer, utf8
+from agewatch.errors import UsageError
 from agewatch.settings import Settings
 
 app = typer.Typer(invoke_without_command=True, help="The archives of the table: list, move, remove.")
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the archive in the table.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the archive in the table.", callback=utf8)]
 
 
 @app.callback()
@@ -20,6 +21,8 @@ def archives(context: typer.Context, predictions: TableOption = None, as_json: J
     from agewatch.scoring import archives as room
 
     context.obj = predictions or Settings().predictions
+    if as_json and context.invoked_subcommand is not None:
+        raise UsageError(f"--json stands behind `{context.invoked_subcommand}`.")
     if context.invoked_subcommand is None:
         found = room.entries(context.obj)
         answer(as_json, {"archives": [vars(entry) for entry in found]}, display.archives, found)
@@ -43,7 +46,9 @@ def move(
 def remove(context: typer.Context, name: NameArgument, as_json: JsonOption = False) -> None:
     """Erase an archive: its rows, the table's history, and its reports. Its pictures are not touched."""
     from agewatch.scoring import archives as room
+    from agewatch.scoring.predictions import known_name
     from monitoring.drift import archive_dir
 
-    erased = room.remove(context.obj, name, archive_dir(Settings().reports, name))
+    reports = archive_dir(Settings().reports, known_name(context.obj, name))
+    erased = room.remove(context.obj, name, reports)
     answer(as_json, erased, typer.echo, f"{erased.name} is erased: the rows of {erased.files} files, and its reports.")

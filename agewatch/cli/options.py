@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 
-def _utf8(name: str | None) -> str | None:
+def utf8(name: str | None) -> str | None:
     """A name as UTF-8, in which the table holds it, whatever the terminal's encoding."""
     return name and os.fsencode(name).decode(errors="backslashreplace")
 
 
 ArchiveOption = Annotated[
-    str | None, typer.Option("--archive", help="Name of the archive in the table.", callback=_utf8)
+    str | None, typer.Option("--archive", help="Name of the archive in the table.", callback=utf8)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 LabelledArgument = Annotated[

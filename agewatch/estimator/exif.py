@@ -34,7 +34,7 @@ def camera(make: object, model: object) -> str | None:
 def _zone(offset: re.Match[str] | None) -> timezone:
     """The zone of `+02:00`, `+0200`, `+02` or `Z`; UTC where none is told, or one of a day and more."""
     hours, minutes = (int(offset[2] or 0), int(offset[3] or 0)) if offset else (0, 0)
-    if offset is None or hours >= 24:
+    if offset is None or hours >= 24 or minutes >= 60:
         return UTC
     shift = timedelta(hours=hours, minutes=minutes)
     return timezone(-shift if offset[1] == "-" else shift)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +23,17 @@ _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _CMYK: 4}  # samples 
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _REDUCED = 1  # NewSubfileType's first bit: a smaller version of another picture of the file
 _ALPHA = (1, 2)  # ExtraSamples: associated, and not
-_FLOAT = 3  # SampleFormat
+_SIGNED, _FLOAT = 2, 3  # SampleFormat
 _JPEG = 7  # Compression
 _PLANES_APART = 2  # PlanarConfiguration
 _TOPS = (1.0, 255.0, 65535.0)
 """What programs write for white in floats, where no tag tells."""
 _SCALED_AT_ONCE = 2**22  # samples, which bounds the memory
 _OVERSHOOT = 1.1  # scaling and sharpening leave a few pixels beyond white
-_ORIENTATION, _MAKE, _MODEL, _EXIF = 274, 271, 272, 34665
+_ORIENTATION, _MAKE, _MODEL, _EXIF, _PROFILE = 274, 271, 272, 34665, 34675
 
 Values = npt.NDArray[Any]
+T = TypeVar("T")
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it writes lines about damage; the rows say it better
 
@@ -43,7 +44,7 @@ class Tiff:
 
     image: Image.Image
     orientation: int
-    profile: bytes | None
+    profile: bytes
     make: str
     model: str
     exif: dict[str, Any]
@@ -66,15 +67,23 @@ def read(data: bytes, refuse: Callable[[tuple[int, int], int], None]) -> Tiff | 
             return None
         refuse((page.imagewidth, page.imagelength), page.samplesperpixel * (page.bitspersample + 7) // 8)
         image = _decode(page, data)
-        exif = page.tags.valueof(_EXIF, {})
         return Tiff(
             image,
-            int(page.tags.valueof(_ORIENTATION, 1)),
-            page.iccprofile,
-            str(page.tags.valueof(_MAKE, "")),
-            str(page.tags.valueof(_MODEL, "")),
-            exif if isinstance(exif, dict) else {},
+            _told(page, _ORIENTATION, int, 1),
+            _told(page, _PROFILE, bytes, b""),
+            _told(page, _MAKE, str, ""),
+            _told(page, _MODEL, str, ""),
+            _told(page, _EXIF, dict, {}),
         )
+
+
+def _told(page: tifffile.TiffPage, tag: int, kind: type[T], otherwise: T) -> T:
+    """What a tag says, where it is of the kind that it should be: damaged metadata cost no picture its row."""
+    try:
+        told = page.tags.valueof(tag, otherwise)
+    except Exception:  # it is read only now
+        return otherwise
+    return told if isinstance(told, kind) else otherwise
 
 
 def _main(file: tifffile.TiffFile) -> tifffile.TiffPage | None:
@@ -92,7 +101,7 @@ def _main(file: tifffile.TiffFile) -> tifffile.TiffPage | None:
 
 def _is_plain(page: tifffile.TiffPage) -> bool:
     """Tell whether Pillow reads a page right: up to 8 bits, and no sample beside the colours but alpha to RGB."""
-    if page.bitspersample > 8 or page.sampleformat == _FLOAT:
+    if page.bitspersample > 8 or page.sampleformat in (_SIGNED, _FLOAT):
         return False
     extra = page.samplesperpixel - {_RGB: 3, _CMYK: 4, _YCBCR: 3, _LAB: 3}.get(page.photometric, 1)
     return extra == 0 or (extra == 1 and page.photometric == _RGB)

@@ -8,7 +8,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -58,7 +58,7 @@ class FileRef:
         """
         is_listed = self.bytes is not None
         if (self.bytes or 0) > MAX_BYTES:
-            raise ImageError("too_large", f"The file has {self.bytes:,} bytes; the limit is {MAX_BYTES:,}.")
+            raise _too_large(self.bytes or 0)
         try:
             # What was listed may be a pipe or a link by now: neither wait nor follow.
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_NOFOLLOW if is_listed else 0)
@@ -66,8 +66,12 @@ class FileRef:
                 found = os.fstat(file.fileno())
                 if not stat.S_ISREG(found.st_mode):
                     raise ImageError("unreadable", "The file can't be read: it is a folder, a pipe or a device.")
+                if found.st_size > MAX_BYTES:  # it grew, or was not looked at
+                    raise _too_large(found.st_size)
                 opened = FileRef.of(self.path, found, trust_ctime=self.ctime_ns is not None) if is_listed else self
                 return file.read(), opened
+        except MemoryError as error:
+            raise ImageError("too_large", "The file does not fit into memory.") from error
         except FileNotFoundError as error:
             raise ImageError("vanished", "The file disappeared before it could be read.") from error
         except PermissionError as error:
@@ -84,6 +88,7 @@ class Listing:
     files: list[FileRef]
     ignored: dict[str, int]
     unlisted: list[str]
+    litter: Litter = field(default_factory=Litter)
 
     def may_hold(self, path: str) -> bool:
         """Tell whether a path lies in a folder that can't be listed, so that it may still be there."""
@@ -126,7 +131,7 @@ def find(root: Path, exclude: Sequence[str] = ()) -> Listing:
                 ignored[os.path.splitext(name)[1].lower()] += 1
             elif (file := _file(entry, path, trust_ctime)) is not None:
                 files.append(file)
-    return Listing(sorted(files, key=lambda file: file.path), dict(ignored.most_common()), sorted(unlisted))
+    return Listing(sorted(files, key=lambda file: file.path), dict(ignored.most_common()), sorted(unlisted), litter)
 
 
 def file_system(root: Path) -> str | None:
@@ -141,6 +146,10 @@ def file_system(root: Path) -> str | None:
                 after.split()[0]
             )
     return next((kinds[folder] for folder in (place, *place.parents) if folder in kinds), None)
+
+
+def _too_large(size: int) -> ImageError:
+    return ImageError("too_large", f"The file has {size:,} bytes; the limit is {MAX_BYTES:,}.")
 
 
 def _kind(entry: os.DirEntry[bytes]) -> Literal["folder", "file", "other"]:

@@ -13,8 +13,19 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from agewatch.errors import TableError, UsageError
+from agewatch.files import lock
 from agewatch.scoring import predictions
-from agewatch.scoring.predictions import ROOT_PROPERTY, SCHEMA, as_text, dataset, open_table, place, plain
+from agewatch.scoring.predictions import (
+    LOCK_FILE,
+    ROOT_PROPERTY,
+    SCHEMA,
+    as_text,
+    dataset,
+    open_table,
+    place,
+    plain,
+    require_writable,
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,9 @@ def move(table: Path, name: str, folder: Path) -> Archive:
     if not folder.is_dir():
         raise UsageError(f"There is no folder {folder}.")
     with _told(table):
-        root = {ROOT_PROPERTY + name: as_text(folder.resolve())}
-        open_table(table).alter.set_table_properties(root, raise_if_not_exists=False)
+        held = open_table(table)
+        require_writable(table)
+        held.alter.set_table_properties({ROOT_PROPERTY + name: as_text(folder.resolve())}, raise_if_not_exists=False)
     return next(entry for entry in entries(table) if entry.name == name)
 
 
@@ -55,29 +67,47 @@ def remove(table: Path, name: str, reports: Path) -> Archive:
     """Erase an archive: its rows, all history in which they stood, its name, and the folder of its reports.
 
     The table is written anew from the other archives' current rows, so their history ends too. Raises UsageError where
-    there is no such archive, TableError where the table can't be written or another run wrote to it meanwhile.
+    there is no such archive, TableError where another run uses the table, or where it or the reports can't be erased.
     """
-    name = _require(table, name)
+    name, table = _require(table, name), table.resolve()  # the table itself, where a link leads to it
     erased = next(entry for entry in entries(table) if entry.name == name)
-    mark = secrets.token_hex(4)
-    fresh, old = (table.with_name(f".{table.name}-{kind}-{mark}") for kind in ("fresh", "old"))
-    try:
-        with _told(table):
-            held = open_table(table)
-            kept = {of: text for of, text in held.metadata().configuration.items() if of != ROOT_PROPERTY + name}
-            others = dataset(held, table).scanner(columns=SCHEMA.names, filter=pc.field("archive") != name).to_reader()
-            made = DeltaTable.create(place(fresh), SCHEMA)
-            made.alter.set_table_properties(kept, raise_if_not_exists=False)
-            write_deltalake(made, others, mode="append")
-            if open_table(table).version() != held.version():
-                raise TableError(f"Another run writes to {table}: nothing was erased, try again when it has ended.")
-            table.rename(old)
-            fresh.rename(table)
-    finally:
-        for folder in (fresh, old):
-            shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(reports, ignore_errors=True)
+    with _told(table):
+        open_table(table)
+        require_writable(table)
+        held = lock(table / LOCK_FILE, exclusive=True)
+        fresh = table.with_name(f".{table.name}-fresh-{secrets.token_hex(4)}")
+        try:
+            _copy_others(table, name, fresh)
+            _replace(table, fresh)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+            if held is not None:
+                held.close()
+        if reports.exists():
+            shutil.rmtree(reports)
     return erased
+
+
+def _copy_others(table: Path, name: str, fresh: Path) -> None:
+    """Write a new table with the current rows and the roots of all archives but one."""
+    held = open_table(table)
+    kept = {of: text for of, text in held.metadata().configuration.items() if of != ROOT_PROPERTY + name}
+    others = dataset(held, table).scanner(columns=SCHEMA.names, filter=pc.field("archive") != name).to_reader()
+    made = DeltaTable.create(place(fresh), SCHEMA)
+    made.alter.set_table_properties(kept, raise_if_not_exists=False)
+    write_deltalake(made, others, mode="append")
+
+
+def _replace(table: Path, fresh: Path) -> None:
+    """Put a new table in the place of an old one, and delete that; where anything fails before, the old one stays."""
+    old = table.with_name(f".{table.name}-old-{secrets.token_hex(4)}")
+    table.rename(old)
+    try:
+        fresh.rename(table)
+    except BaseException:
+        old.rename(table)
+        raise
+    shutil.rmtree(old)
 
 
 def _require(table: Path, name: str) -> str:

@@ -55,5 +55,11 @@ class Litter:
         """Tell it of a file by its name and its path in the archive."""
         return name.lower() in _FILES or name.startswith("._") or self._is_excluded(path)
 
+    def covers(self, path: str) -> bool:
+        """Tell of a path in the archive whether it is passed over, by its own name or a folder that it lies in."""
+        *folders, name = path.split("/")
+        above = ("/".join(folders[: depth + 1]) for depth in range(len(folders)))
+        return self.is_file(name, path) or any(map(self.is_folder, folders, above))
+
     def _is_excluded(self, path: str) -> bool:
         return self._excluded is not None and self._excluded.match_file(path)

@@ -63,6 +63,8 @@ SCHEMA = pa.schema(
 )
 ADDED = 6
 """So many columns, the last ones, are younger than the others: a table that lacks them is read with nulls."""
+LOCK_FILE = ".agewatch-lock"
+"""In the table's folder: shared by runs that write, held alone by what makes the table anew."""
 MODE_NOTE = "agewatch.rows"
 """Under this name a commit notes whose rows it holds."""
 ROOT_PROPERTY = "agewatch.root."
@@ -193,6 +195,13 @@ def require_columns(table: DeltaTable, folder: Path) -> None:
     """Raise TableError where a table lacks what even the oldest predictions table has."""
     if missing := [name for name in lacking(table) if name not in SCHEMA.names[-ADDED:]]:
         raise TableError(f"The table {folder} holds other things than predictions: it lacks {', '.join(missing)}.")
+
+
+def require_writable(folder: Path) -> None:
+    """Raise TableError where this user may not write to a table."""
+    # Asked first, as delta-rs prints a panic before it raises.
+    if not all(os.access(place, os.W_OK | os.X_OK) for place in (folder, folder / "_delta_log")):
+        raise TableError(f"The table {folder} can't be written by this user, only read.")
 
 
 def lacking(table: DeltaTable) -> list[str]:

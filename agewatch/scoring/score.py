@@ -23,7 +23,7 @@ from agewatch.scoring.archive import FileRef, Listing
 from agewatch.scoring.content import SharedKeys, hash_key
 from agewatch.scoring.predictions import Key, Rows
 from agewatch.scoring.scorer import Execution, Job, Scored
-from agewatch.scoring.writer import Stored, Writer
+from agewatch.scoring.writer import Missed, Stored, Writer
 
 Again = Literal["nothing", "refused", "all"]
 """What is scored although the table holds it: nothing, the refused files, or all."""
@@ -108,8 +108,8 @@ def score_archive(
     writer = Writer(table, key, root=root)
     pending = [file for file in listing.files if not _is_scored(file, writer.stored.get(file.path), again)]
     if pending:
-        writer.require_writable()
-    were_gone = {path for path, stored in writer.stored.items() if stored.gone}
+        predictions.require_writable(table)
+    missed = writer.missed({file.path for file in listing.files})  # asked before rows are added
     counts: Counter[str] = Counter()
     done, engine_name = 0, None
     how.progress(0, len(pending), counts)
@@ -119,8 +119,7 @@ def score_archive(
         done += scored.files
         engine_name = scored.rows[0]["engine"] if scored.rows else engine_name
         how.progress(done, len(pending), counts)
-    seconds = perf_counter() - started
-    lost, is_alarm = _note_the_gone(writer, listing, limits, were_gone)
+    lost, is_alarm = _note_the_gone(writer, listing, limits, missed)
     seconds = perf_counter() - started
     summary = Summary(
         **asdict(key),
@@ -149,34 +148,41 @@ def _require_there(root: Path, name: str, table: Path) -> None:
     if root.is_dir():
         return
     with suppress(TableError):
-        if predictions.archives(table).get(name) == root:
+        if str(predictions.archives(table).get(name)) == str(Path(predictions.as_text(root))):
             raise GoneError(
-                f"The archive '{name}' is gone: there is no folder {root}. Its rows are kept. Is a disk not mounted? If"
+                f"The archive '{name}' is gone: its folder is not there. Its rows are kept. Is a disk not mounted? If"
                 f" it was moved, run `agewatch archives move {name} FOLDER`."
             )
 
 
-def _note_the_gone(writer: Writer, listing: Listing, limits: Limits, were_gone: set[str]) -> tuple[int, bool]:
-    """Mark files that are gone, or are back; returns how many were lost, and whether these are too many to believe."""
-    found = {file.path for file in listing.files}
-    held = writer.held()
-    lost = {path for path in held - found if not listing.may_hold(path)}
-    is_alarm = bool(lost) and (len(lost) > limits.gone * len(held) or not found)
-    if lost and not is_alarm:
-        writer.mark(lost, datetime.now(UTC))
-    writer.mark(were_gone & found, None)
+def _note_the_gone(writer: Writer, listing: Listing, limits: Limits, missed: Missed) -> tuple[int, bool]:
+    """Mark files that are gone, or are back; returns how many were lost, and whether these are too many to believe.
+
+    What is passed over now, as `--exclude` or a newer agewatch says so, is marked and not lost.
+    """
+    away = {path for path in missed.lost if not listing.may_hold(path)}
+    passed_over = {path for path in away if listing.litter.covers(path)}
+    lost = away - passed_over
+    is_alarm = bool(lost) and (len(lost) > limits.gone * (missed.held - len(passed_over)) or not listing.files)
+    writer.mark(passed_over if is_alarm else away, datetime.now(UTC))
+    writer.mark(missed.back, None)
     return len(lost), is_alarm
 
 
 def _judged(run: Summary, limits: Limits, is_alarm: bool) -> tuple[int, str | None]:
     """The exit code of a run, and the sentence that says why it is not 0."""
     if run.unlisted:
-        others = f" and {len(run.unlisted) - 1} more" if len(run.unlisted) > 1 else ""
-        return 1, f"The folder {run.unlisted[0]}{others} can't be listed; what it holds is not counted."
+        folders = "A folder" if len(run.unlisted) == 1 else f"{len(run.unlisted):,} folders"
+        return 1, f"{folders} can't be listed; what is in there is not counted."
+    if is_alarm and not run.found:
+        return 6, (
+            f"Nothing is found where {run.lost:,} files were when the archive was scored last. Their rows are kept as"
+            f" they were. Is a disk not mounted? If it is empty on purpose: `agewatch archives remove {run.archive}`."
+        )
     if is_alarm:
         return 6, (
             f"{run.lost:,} files are gone that were there when the archive was scored last: more than {limits.gone:.0%}"
-            " of them, or all. Their rows are kept as they were. Is a disk not mounted? If they were taken away on"
+            " of them. Their rows are kept as they were. Is a disk not mounted? If they were taken away on"
             " purpose, run again with --max-gone 1."
         )
     if run.refused_share > limits.refused:
@@ -248,7 +254,8 @@ def _state(listing: Listing, stored: dict[str, Stored], scored: int) -> dict[str
             statuses[state.status] += 1
             known += 1
             faces += state.faces
-    gone = sorted(stored.keys() - {file.path for file in listing.files}) if known < len(stored) else []
+    beyond = stored.keys() - {file.path for file in listing.files} if known < len(stored) else ()
+    gone = sorted(path for path in beyond if not listing.may_hold(path))
     return {
         "found": len(listing.files),
         "ignored": sum(listing.ignored.values()),

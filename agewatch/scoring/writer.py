@@ -1,11 +1,10 @@
 """Writing the predictions table: one archive's rows of one model and mode, by compare-and-swap."""
 
 import builtins
-import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -22,8 +21,10 @@ from deltalake import CommitProperties, DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from agewatch.errors import TableError, UsageError
+from agewatch.files import lock
 from agewatch.scoring.content import Arrivals
 from agewatch.scoring.predictions import (
+    LOCK_FILE,
     MODE_NOTE,
     ROOT_PROPERTY,
     SCHEMA,
@@ -37,6 +38,7 @@ from agewatch.scoring.predictions import (
     plain,
     read_table,
     require_columns,
+    require_writable,
 )
 
 TIDY_COMMITS = 100
@@ -61,6 +63,15 @@ class Stored:
     gone: bool
 
 
+@dataclass(frozen=True)
+class Missed:
+    """How many files were there by the archive's rows, which of these are not found, and which are back."""
+
+    held: int
+    lost: set[str]
+    back: set[str]
+
+
 class Writer:
     """Writes one archive's rows of one model and mode; other runs may write to the same table meanwhile.
 
@@ -73,6 +84,7 @@ class Writer:
         self._key = key
         self._started = datetime.now(UTC)  # what this run finds is there by now
         self._table = self._claim(as_text(root.resolve()))
+        self._lock = lock(folder / LOCK_FILE, exclusive=False)
         self.stored = _summarise(self._rows(key.where, _STATE))
         self._arrivals: Arrivals | None = None  # of no use to a run that writes nothing
         self._others_wrote = False
@@ -107,7 +119,7 @@ class Writer:
         """Note when files were found gone, or with None that they are back, in their rows of every model and mode."""
         ordered = sorted(paths)
         if ordered:
-            self.require_writable()
+            require_writable(self._folder)
         for start in range(0, len(ordered), _PATHS_AT_ONCE):
             some = ordered[start : start + _PATHS_AT_ONCE]
             self._insist(partial(self._mark, some, gone_at))
@@ -115,12 +127,21 @@ class Writer:
                 if path in self.stored:
                     self.stored[path] = replace(self.stored[path], gone=gone_at is not None)
 
-    def held(self) -> set[str]:
-        """The paths that were there when the archive was scored last, by these rows, or where there are none by any."""
-        if self.stored:
-            return {path for path, stored in self.stored.items() if not stored.gone}
-        there = _in_archive(self._key) & pc.field("gone_at").is_null()
-        return {path for batch in self._rows(there, ["path"]) for path in batch["path"].to_pylist()}
+    def missed(self, found: Container[str]) -> "Missed":
+        """What the archive's rows, of whatever model and mode, say of files beyond those found."""
+        missed, hashes = Missed(0, set(), set()), [np.empty(0, np.int64)]
+        for batch in self._rows(_in_archive(self._key), ["path", "gone_at"]):
+            is_gone = pc.is_valid(batch["gone_at"]).to_pylist()
+            here = []
+            for path, gone in zip(batch["path"].to_pylist(), is_gone, strict=True):
+                if gone and path in found:
+                    missed.back.add(path)
+                elif not gone:
+                    here.append(hash(path))
+                    if path not in found:
+                        missed.lost.add(path)
+            hashes.append(np.unique(np.array(here, np.int64)))
+        return replace(missed, held=len(np.unique(np.concatenate(hashes))))
 
     def _mark(self, paths: Sequence[str], gone_at: datetime | None) -> None:
         # Read and written again, as delta-rs's own update writes a type of text that Arrow can't compare.
@@ -145,12 +166,6 @@ class Writer:
             except (DeltaError, OSError) as error:
                 raise TableError(f"The table {self._folder} can't be written: {plain(error)}.") from error
         raise TableError(f"The table {self._folder} stayed busy: {_MAX_ATTEMPTS} commits were refused.")
-
-    def require_writable(self) -> None:
-        """Raise TableError where this user may not write to the table."""
-        # Asked first, as delta-rs prints a panic before it raises.
-        if not all(os.access(place, os.W_OK | os.X_OK) for place in (self._folder, self._folder / "_delta_log")):
-            raise TableError(f"The table {self._folder} can't be written by this user, only read.")
 
     def holder(self, content_hash: str, *, rather: str) -> str | None:
         """Return the path of a stored file with this content, `rather` where it is one, None where there is none."""
@@ -266,7 +281,7 @@ class Writer:
                         f"The archive name '{self._key.archive}' already stands for {known}; choose another for {root}"
                         " with --archive NAME."
                     )
-                self.require_writable()
+                require_writable(self._folder)
                 table.alter.set_table_properties(
                     {ROOT_PROPERTY + self._key.archive: root},
                     raise_if_not_exists=False,

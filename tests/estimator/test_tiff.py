@@ -191,3 +191,20 @@ def test_every_kind_of_tiff_is_turned_once(kind: str, orientation: int) -> None:
 def test_what_exif_says_is_read_of_deep_ones_too() -> None:
     tags = [(271, "s", 0, "Maker", True), (272, "s", 0, "Camera 1", True)]
     assert decode(written(deep(PICTURE), photometric="rgb", extratags=tags)).camera == "Maker Camera 1"
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        (274, "s", 0, "six", True), (274, "H", 1, 99, True), (34675, "s", 0, "text", True),
+        (271, "B", 4, (255, 254, 0, 1), True), (34665, "I", 1, 99_999_999, True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("values", [PICTURE, deep(PICTURE)], ids=["8", "16"])
+def test_odd_tags_cost_no_picture_its_row(values: np.ndarray, tag: tuple[Any, ...]) -> None:
+    matches(written(values, photometric="rgb", extratags=[tag]), PICTURE)
+
+
+def test_signed_samples_are_shifted() -> None:
+    matches(written((GREY.astype(int) - 128).astype(np.int8), photometric="minisblack"), GREY)
+    matches(written((deep(GREY).astype(int) - 32768).astype(np.int16), photometric="minisblack"), GREY)
