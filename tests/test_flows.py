@@ -162,8 +162,26 @@ def test_a_run_tells_what_it_found(here: Api, desk: Path, album: Path) -> None:
 def test_too_many_refused_files_fail_the_run_and_keep_the_rows(here: Api, desk: Path, album: Path) -> None:
     state = flows.score.score_archive("album", return_state=True)
     assert state.is_failed()
-    assert state.message == ("1 of 9 files were refused (11.1%), over the budget of 5.0%. The rows are committed.")
+    assert state.message == (
+        "1 of 9 files were refused (11.1%; 1 truncated), more than the 5% allowed. The rows are committed."
+    )
     assert len(statuses(desk)) == 9
+
+
+def test_an_archive_that_is_gone_fails_the_run_with_that_reason_and_no_path(here: Api, desk: Path) -> None:
+    noise(desk / "archive", 5, seed=6)
+    assert flows.score.score_archive("archive", mode="crop", return_state=True).is_completed()
+    for picture in (desk / "archive").iterdir():
+        picture.unlink()
+    state = flows.score.score_archive("archive", mode="crop", return_state=True)
+    assert state.is_failed()
+    assert str(state.message).startswith("Nothing is found where 5 files were when the archive was scored last.")
+    (desk / "archive").rmdir()
+    state = flows.score.score_archive("archive", mode="crop", return_state=True)
+    assert state.is_failed()
+    assert "The archive 'archive' is gone: its folder is not there." in str(state.message)
+    assert str(desk) not in str(state.message)
+    assert len(statuses(desk)) == 5
 
 
 def test_a_missing_folder_fails_the_run_with_a_sentence(here: Api, desk: Path) -> None:
@@ -211,7 +229,7 @@ def test_scoring_runs_as_a_script_without_a_server(api: Api, desk: Path) -> None
     env = {name: text for name, text in api.env.items() if name != "PREFECT_API_URL"}
     done = script("score.py", "archive", cwd=desk, env=env | {"PREFECT_HOME": str(desk / "prefect")})
     assert done.returncode == 1, done.stderr
-    assert "1 of 10 files were refused (10.0%), over the budget of 5.0%." in done.stderr
+    assert "1 of 10 files were refused (10.0%; 1 truncated), more than the 5% allowed." in done.stderr
     assert len(statuses(desk)) == 10
 
 

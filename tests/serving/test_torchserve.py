@@ -148,8 +148,8 @@ def test_one_torn_picture_of_eight_in_a_batch_and_seven_ages_as_score_finds_them
 def test_the_server_runs_the_code_of_the_archive(served: Served) -> None:
     [origin] = re.findall(r"code from (\S+)", log_of(served, "model_log.log"))
     found = Path(origin)
-    assert found.parts[-2:] == ("agewatch", "model.py")
-    assert (found.parent.parent / "MAR-INF" / "MANIFEST.json").is_file(), "not the folder of the unpacked .mar"
+    assert found.parts[-3:] == ("agewatch", "estimator", "model.py")
+    assert (found.parents[2] / "MAR-INF" / "MANIFEST.json").is_file(), "not the folder of the unpacked .mar"
 
 
 @pytest.mark.parametrize("token", [None, "wrong"])
