@@ -362,7 +362,7 @@ def test_a_row_is_of_what_was_read_not_of_what_was_listed(
     listing = archive.find(folder)
     picture.write_bytes(encoded(Image.new("RGB", (80, 80), "white")))
     with monkeypatch.context() as patched:
-        patched.setattr(archive, "find", lambda root: listing)
+        patched.setattr(archive, "find", lambda *_: listing)
         run(root=folder, mode="crop", workers=1)
     picture.write_bytes(before)
     os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
