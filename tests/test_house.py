@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+import zipfile
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -31,6 +32,8 @@ MAY_IMPORT |= {  # the upper floors
     "flows": WINGS | GROUND | {"api", "monitoring"},
     "cli": WINGS | GROUND | {"api", "monitoring", "flows"},
 }
+ITS_OWN = ("__init__.py", "errors.py")
+"""What a model file carries of the core beside the estimator."""
 ONLY_IN = {"prefect": "flows", "evidently": "monitoring", "ts": "nowhere", "model_archiver": "nowhere"}
 
 
@@ -147,3 +150,14 @@ def test_conda_users_get_the_same_python_and_the_same_pins() -> None:
 def test_the_tracked_model_is_small_enough() -> None:
     [starter] = (ROOT / "model_store").glob("*.mar")
     assert starter.stat().st_size <= 16_000_000
+
+
+def test_the_tracked_model_carries_todays_code() -> None:
+    """Whoever edits what a model file carries packages the starter again."""
+    [starter] = (ROOT / "model_store").glob("*.mar")
+    with zipfile.ZipFile(starter) as archive:
+        code = {name: archive.read(name) for name in archive.namelist() if name.startswith("agewatch/")}
+        handler = archive.read("age_handler.py")
+    carried = [*(ROOT / "agewatch" / "estimator").glob("*.py"), *(ROOT / "agewatch" / name for name in ITS_OWN)]
+    assert code == {str(path.relative_to(ROOT)): path.read_bytes() for path in carried}
+    assert handler == (ROOT / "handler" / "age_handler.py").read_bytes()
