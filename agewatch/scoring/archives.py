@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,9 @@ from deltalake.exceptions import DeltaError
 from agewatch.errors import TableError, UsageError
 from agewatch.files import lock
 from agewatch.scoring import predictions
+from agewatch.scoring.beside import FOLDER, name_of
 from agewatch.scoring.predictions import (
+    BASELINE_PROPERTY,
     LOCK_FILE,
     ROOT_PROPERTY,
     SCHEMA,
@@ -64,7 +67,7 @@ def move(table: Path, name: str, folder: Path) -> Archive:
 
 
 def remove(table: Path, name: str, reports: Path) -> Archive:
-    """Erase an archive: its rows, all history in which they stood, its name, and the folder of its reports.
+    """Erase an archive: its rows, all history in which they stood, its name, what lies beside the table, its reports.
 
     The table is written anew from the other archives' current rows, so their history ends too. Raises UsageError where
     there is no such archive, TableError where another run uses the table, or where it or the reports can't be erased.
@@ -91,11 +94,14 @@ def remove(table: Path, name: str, reports: Path) -> Archive:
 def _copy_others(table: Path, name: str, fresh: Path) -> None:
     """Write a new table with the current rows and the roots of all archives but one."""
     held = open_table(table)
-    kept = {of: text for of, text in held.metadata().configuration.items() if of != ROOT_PROPERTY + name}
+    own = {ROOT_PROPERTY + name, BASELINE_PROPERTY + name}
+    kept = {of: text for of, text in held.metadata().configuration.items() if of not in own}
     others = dataset(held, table).scanner(columns=SCHEMA.names, filter=pc.field("archive") != name).to_reader()
     made = DeltaTable.create(place(fresh), SCHEMA)
     made.alter.set_table_properties(kept, raise_if_not_exists=False)
     write_deltalake(made, others, mode="append")
+    if (table / FOLDER).is_dir():
+        shutil.copytree(table / FOLDER, fresh / FOLDER, ignore=shutil.ignore_patterns(escape(name_of(name))))
 
 
 def _replace(table: Path, fresh: Path) -> None:

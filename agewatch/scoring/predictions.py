@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,6 +70,8 @@ MODE_NOTE = "agewatch.rows"
 """Under this name a commit notes whose rows it holds."""
 ROOT_PROPERTY = "agewatch.root."
 """What the table's properties call an archive's root, before its name."""
+BASELINE_PROPERTY = "agewatch.baseline."
+"""What the table's properties call what was accepted of an archive, before its name."""
 _NO_PLACE = re.compile(r"[\x00-\x1f\x7f\[\]\\^|]|%[0-9A-Fa-f]{2}")  # delta-rs fails, or takes another folder
 
 Rows = list[dict[str, Any]]
@@ -142,16 +145,35 @@ def note_of(key: Key) -> str:
     return json.dumps(asdict(key), sort_keys=True)
 
 
-def scan(folder: Path, where: ds.Expression) -> Iterator[pa.RecordBatch]:
+def scan(folder: Path, where: ds.Expression, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Read the current rows that a condition keeps, batch by batch.
 
     Raises TableError, at the first or a later batch, where there is no table or it can't be read.
     """
     table = open_table(folder)
     try:
-        yield from dataset(table, folder).to_batches(columns=SCHEMA.names, filter=where)
+        yield from dataset(table, folder).to_batches(columns=list(columns or SCHEMA.names), filter=where)
     except (DeltaError, OSError, pa.ArrowException) as error:
         raise TableError(f"The predictions table can't be read: {plain(error)}.") from error
+
+
+def arrived(first: date, until: date) -> ds.Expression:
+    """The condition that keeps rows of files that arrived from one day to another (UTC, both included)."""
+    low, high = (datetime.combine(day, time(), UTC) for day in (first, until))
+    when = pc.coalesce(pc.field("arrived_at"), pc.field("scored_at"))
+    return (when >= pa.scalar(low, _TIME)) & (when < pa.scalar(high + timedelta(days=1), _TIME))
+
+
+def some(rows: int, most: int) -> ds.Expression:
+    """The condition that keeps about `most` of so many rows, always the same; hashes are evenly spread."""
+    if rows <= most:
+        return ds.scalar(True)
+    return pc.field("content_hash") < f"{int(2**32 * most / rows):08x}"
+
+
+def count(folder: Path, where: ds.Expression) -> int:
+    """How many of the current rows a condition keeps. Raises TableError where the table can't be read."""
+    return sum(len(batch) for batch in scan(folder, where, ["path"]))
 
 
 def plain(error: Exception) -> str:

@@ -18,7 +18,7 @@ from agewatch.errors import GoneError, TableError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import stamp
-from agewatch.scoring import archive, pool, predictions
+from agewatch.scoring import archive, baseline, canaries, pool, predictions
 from agewatch.scoring.archive import FileRef, Listing
 from agewatch.scoring.content import SharedKeys, hash_key
 from agewatch.scoring.predictions import Key, Rows
@@ -120,6 +120,8 @@ def score_archive(
         engine_name = scored.rows[0]["engine"] if scored.rows else engine_name
         how.progress(done, len(pending), counts)
     lost, is_alarm = _note_the_gone(writer, listing, limits, missed)
+    if not is_alarm:
+        _look_at_canaries(table, job, listing, writer, how.workers)
     seconds = perf_counter() - started
     summary = Summary(
         **asdict(key),
@@ -167,6 +169,20 @@ def _note_the_gone(writer: Writer, listing: Listing, limits: Limits, missed: Mis
     writer.mark(passed_over if is_alarm else away, datetime.now(UTC))
     writer.mark(missed.back, None)
     return len(lost), is_alarm
+
+
+def _look_at_canaries(table: Path, job: Job, listing: Listing, writer: Writer, workers: int) -> None:
+    """Estimate the canaries again. Raises TableError where what came out can't be put on record."""
+    faces = sum(stored.faces for stored in writer.stored.values())
+    is_known = faces >= baseline.FULL or bool(baseline.accepted(table, job.key.archive))
+    if not is_known or not os.access(table, os.W_OK):  # who may only read the table may still ask for its state
+        return
+    try:
+        canaries.look_again(table, job, listing.files, workers)
+    except OSError as error:
+        raise TableError(
+            f"What the canaries showed can't be written beside the table: {error.strerror}. The rows are committed."
+        ) from error
 
 
 def _judged(run: Summary, limits: Limits, is_alarm: bool) -> tuple[int, str | None]:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import unicodedata
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 from rows import row, writer
 
 from agewatch.errors import GoneError, TableError, UsageError
-from agewatch.scoring import archive, archives, predictions
+from agewatch.scoring import archive, archives, baseline, beside, predictions
 from agewatch.scoring.export import export
 from agewatch.scoring.predictions import Key, latest_mode
 from agewatch.scoring.score import Limits, Summary, score_archive
@@ -213,10 +213,19 @@ def test_an_archive_is_erased_with_all_traces_and_the_others_stay(tmp_path: Path
     del others
     reports = tmp_path / "reports" / "secret"
     reports.mkdir(parents=True)
+    for name in ("secret", "b"):
+        baseline.accept(tmp_path / "table", name, date(2026, 1, 1), date(2026, 1, 2))
+        beside.folder_of(tmp_path / "table", name).mkdir(parents=True)
+        (beside.folder_of(tmp_path / "table", name) / "canaries.json").write_text(
+            "hidden" if name == "secret" else "kept"
+        )
     assert archives.remove(tmp_path / "table", "secret", reports).files == 1
     assert [entry.name for entry in archives.entries(tmp_path / "table")] == ["b"]
     assert predictions.read(tmp_path / "table")["age"].to_pylist() == [2]
     assert not reports.exists()
+    assert [told.until for told in baseline.accepted(tmp_path / "table", "b")] == [date(2026, 1, 2)]
+    assert (beside.folder_of(tmp_path / "table", "b") / "canaries.json").is_file()
+    assert not beside.folder_of(tmp_path / "table", "secret").exists()
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert kept
     assert not [path for path in kept if b"secret" in path.read_bytes() or b"hidden" in path.read_bytes()]

@@ -1,0 +1,199 @@
+"""Files of the baseline that each run reads and estimates again, beside the table, to see whether the instrument moved.
+
+A change of a library, a processor, a precision or a decoder moves the ages of the same pictures: it shows at once, as
+nothing is drawn anew. No row is replaced.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agewatch.files import write_json
+from agewatch.scoring import baseline, pool, predictions
+from agewatch.scoring.archive import FileRef
+from agewatch.scoring.baseline import FULL, Baseline
+from agewatch.scoring.beside import folder_of
+from agewatch.scoring.predictions import Key
+from agewatch.scoring.scorer import Job
+
+COUNT = 200
+"""Canaries of an archive: enough to see a tenth of a year, and some seconds' work."""
+_STRATA = 5  # of the age, and of the face's size: eight files of each pair
+_SHARD = 25
+_MOST_DRAWN_FROM = 50_000
+_FILE_NAME = "canaries.json"
+
+
+class Canary(BaseModel):
+    """A file by its content, and what the model said of its largest face: first, and in the last run (years)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    content_hash: str
+    age: float
+    last_age: float | None = None
+
+
+class CanaryRun(BaseModel):
+    """What one run saw: how far the ages lie from the first ones, in years, over `n` files.
+
+    `moved_years` is the mean difference, `spread_years` the mean of its size, `largest_years` the largest size. `lost`
+    files have the same content and no face any more; `replaced` ones were gone or had changed, and others took their
+    place.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    at: datetime
+    run_id: str
+    model: str
+    mode: str
+    engine: str
+    n: int
+    moved_years: float
+    spread_years: float
+    largest_years: float
+    lost: int
+    replaced: int
+
+
+class Record(BaseModel):
+    """The canaries of an archive: those of each model and mode, by `MODEL MODE`, and all runs in the order of time."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    canaries: dict[str, list[Canary]] = {}
+    runs: list[CanaryRun] = []
+
+
+def read(table: Path, archive: str) -> Record:
+    """What is on record; empty where there is nothing that can be read."""
+    try:
+        return Record.model_validate_json((folder_of(table, archive) / _FILE_NAME).read_bytes())
+    except (OSError, ValidationError):
+        return Record()
+
+
+def accept(table: Path, archive: str) -> None:
+    """Take the ages of the last run as those that later ones are compared with. Raises OSError."""
+    record = read(table, archive)
+    for canary in (canary for some in record.canaries.values() for canary in some):
+        canary.age = canary.age if canary.last_age is None else canary.last_age
+    if record.canaries:
+        _write(table, archive, record)
+
+
+def look_again(table: Path, job: Job, files: Sequence[FileRef], workers: int) -> CanaryRun | None:
+    """Estimate an archive's canaries again and put on record what came out; None before its baseline is full.
+
+    `files` are those that the archive holds now. Raises what the pool raises, TableError, and OSError where the record
+    can't be written.
+    """
+    key, record = job.key, read(table, job.key.archive)
+    place = f"{key.model} {key.mode}"
+    here = {file.path: file for file in files}
+    known = [canary for canary in record.canaries.get(place, []) if canary.path in here]
+    gone = len(record.canaries.get(place, [])) - len(known)
+    seen = {row["path"]: row for row in _estimated(job, [here[canary.path] for canary in known], workers)}
+    same = [canary for canary in known if seen[canary.path].get("content_hash") == canary.content_hash]
+    lost = 0
+    for canary in same:
+        canary.last_age = seen[canary.path].get("age")
+        lost += canary.last_age is None
+    ages = [(canary.last_age, canary.age) for canary in same if canary.last_age is not None]
+    replaced = gone + len(known) - len(same)
+    fresh = _drawn(table, key, here.keys(), same, record) if len(same) < COUNT else []
+    record.canaries[place] = same + fresh
+    if not record.canaries[place]:
+        return None
+    run = _run(job, ages, lost, min(replaced, len(fresh)), next(iter(seen.values()), {}).get("engine", "none"))
+    if ages or lost:
+        record.runs.append(run)
+    if ages or lost or fresh:
+        _write(table, key.archive, record)
+    return run if ages or lost else None
+
+
+def _run(job: Job, ages: Sequence[tuple[float, float]], lost: int, replaced: int, engine: str) -> CanaryRun:
+    moved = np.array([now - before for now, before in ages] or [0.0])
+    return CanaryRun(
+        at=datetime.now(UTC),
+        run_id=job.run_id,
+        model=job.key.model,
+        mode=job.key.mode,
+        engine=engine,
+        n=len(ages),
+        moved_years=round(float(moved.mean()), 4),
+        spread_years=round(float(np.abs(moved).mean()), 4),
+        largest_years=round(float(np.abs(moved).max()), 4),
+        lost=lost,
+        replaced=replaced,
+    )
+
+
+def _estimated(job: Job, files: Sequence[FileRef], workers: int) -> Iterable[dict[str, Any]]:
+    """A row a file: of its largest face, where it has one."""
+    shards = [files[start : start + _SHARD] for start in range(0, len(files), _SHARD)]
+    for scored in pool.run(job, shards, min(workers, len(shards))) if shards else ():
+        yield from (row for row in scored.rows if row.get("face") in (None, 0))
+
+
+def _drawn(table: Path, key: Key, here: Iterable[str], kept: Sequence[Canary], record: Record) -> list[Canary]:
+    """Files of the baseline that stand for all its ages and face sizes; those of another model first.
+
+    In each stratum the ones with the smallest hashes, which is by chance and the same for all.
+    """
+    found = _baseline_of(table, key)
+    if found is None:
+        return []
+    rows = _faces(table, key, found)
+    paths = pa.array(sorted(here), pa.string())
+    rows = rows.filter(pc.is_in(rows["path"], paths)).to_pandas().drop_duplicates("content_hash")
+    rows = rows[~rows["content_hash"].isin([canary.content_hash for canary in kept])]
+    elsewhere = {canary.content_hash for some in record.canaries.values() for canary in some}
+    rows = rows.assign(is_new=~rows["content_hash"].isin(elsewhere))
+    for name in ("age", "box_h"):
+        rank = rows[name].rank(method="first", pct=True)
+        rows[f"{name}_stratum"] = np.minimum((rank * _STRATA).astype(int), _STRATA - 1)
+    rows = rows.sort_values(["is_new", "content_hash"])
+    turn = rows.groupby(["age_stratum", "box_h_stratum"]).cumcount()
+    rows = rows.assign(turn=turn).sort_values(["is_new", "turn", "content_hash"]).head(COUNT - len(kept))
+    return [Canary(path=row.path, content_hash=row.content_hash, age=row.age) for row in rows.itertuples()]
+
+
+def _baseline_of(table: Path, key: Key) -> Baseline | None:
+    told = baseline.accepted(table, key.archive)
+    if told:
+        return baseline.of_nights([], [], told)
+    nights: dict[date, int] = {}
+    for batch in predictions.scan(table, key.where & (pc.field("status") == "ok"), ["arrived_at", "scored_at"]):
+        arrived = pc.cast(pc.coalesce(batch["arrived_at"], batch["scored_at"]), pa.date32())
+        for counted in pc.value_counts(arrived).to_pylist():
+            nights[counted["values"]] = nights.get(counted["values"], 0) + counted["counts"]
+    ordered = sorted(nights)
+    return (
+        baseline.of_nights(ordered, [nights[night] for night in ordered], ()) if sum(nights.values()) >= FULL else None
+    )
+
+
+def _faces(table: Path, key: Key, accepted: Baseline) -> pa.Table:
+    """Rows of the largest faces that arrived in the baseline and are still there, thinned where they are very many."""
+    within = predictions.arrived(accepted.first, accepted.until)
+    where = key.where & (pc.field("face") == 0) & within & pc.field("gone_at").is_null()
+    where &= predictions.some(predictions.count(table, where), _MOST_DRAWN_FROM)
+    rows = predictions.read(table, where, ["path", "content_hash", "age", "box_h"])
+    return rows.filter(pc.and_(pc.is_valid(rows["content_hash"]), pc.is_valid(rows["age"])))
+
+
+def _write(table: Path, archive: str, record: Record) -> None:
+    file = folder_of(table, archive) / _FILE_NAME
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_json(file, record.model_dump(mode="json"))
+    file.chmod(0o600)
