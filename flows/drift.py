@@ -13,12 +13,13 @@ from prefect.states import Completed
 
 from agewatch.estimator.spec import Mode
 from monitoring import drift
-from monitoring.verdict import Verdict, amount
+from monitoring.story import amount, signed
+from monitoring.verdict import Verdict
 
 
 @flow
 def drift_report(archive: str | None = None, model: str | None = None, mode: Mode | None = None) -> State[None]:
-    """Compare an archive's current rows with the model's reference and write the report.
+    """Compare what arrived in an archive with what was accepted before, and write the report.
 
     `archive` is a name in the table, by default the only one; `model` is a model file, by default the store's
     current; `mode` is by default the latest. Drift, or too little data, completes the run: its message
@@ -33,13 +34,13 @@ def drift_report(archive: str | None = None, model: str | None = None, mode: Mod
     )
     told = f"Archive {done.key.archive}"
     create_markdown_artifact(_markdown(done.verdict), key="drift-verdict", description=told)
-    return Completed(message=f"{done.verdict.verdict}: {done.verdict.reason}")
+    return Completed(message=f"{done.verdict.answer}: {done.verdict.headline}")
 
 
 def _markdown(verdict: Verdict) -> str:
-    head = "| column | moved by | threshold | drifted |\n|---|---|---|---|\n"
-    return f"**{verdict.verdict}**: {verdict.reason}\n\n{head}" + "".join(
-        f"| {column.name} | {amount(column.distance, column.unit)} | {amount(column.threshold, column.unit)}"
+    head = "| column | moved by | would be said from | drifted |\n|---|---|---|---|\n"
+    return f"**{verdict.answer}**: {verdict.headline}\n\n{verdict.advice}\n\n{head}" + "".join(
+        f"| {column.name} | {signed(column.effect, column.unit)} | {amount(column.threshold, column.unit)}"
         f" | {'yes' if column.drifted else 'no'} |\n"
         for column in verdict.columns
     )

@@ -1,50 +1,91 @@
-"""The drift run: current rows of one archive against the reference rows that travel inside the model."""
+"""The drift run: what arrived in an archive, night by night, against what was accepted before."""
 
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from agewatch import api
-from agewatch.errors import ModelError, TableError, UsageError
-from agewatch.estimator.model import AgeModel, read_reference
+from agewatch.errors import TableError, UsageError
+from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import write_json
-from agewatch.scoring import predictions
+from agewatch.scoring import baseline as baselines
+from agewatch.scoring import canaries, predictions
+from agewatch.scoring.baseline import Accepted, Baseline
+from agewatch.scoring.beside import name_of
 from agewatch.scoring.predictions import Key
 from agewatch.settings import Settings
-from monitoring import report
+from monitoring import instrument, model_change, report, summaries
+from monitoring.columns import BOUND
+from monitoring.instrument import Instrument
+from monitoring.model_change import ModelChange
 from monitoring.verdict import Verdict, judge
+from monitoring.windows import By, Window
 
+SCHEMA = 2
+"""Of drift.json; raised whenever a key changes its meaning or goes."""
 EXIT_CODES = {"no_drift": 0, "drift": 4, "too_little_data": 5}
-_READ = (
-    "archive", "path", "status", "mode",
-    "age", "age_low", "age_high", "face_score", "brightness", "contrast", "sharpness",
-)  # fmt: skip
+_MOST_DRAWN = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class DriftRun:
-    """Which rows were compared, the answer, and the files that show it, by their absolute paths."""
+    """Which rows were judged, the answer, and the files that show it, by their absolute paths."""
 
     key: Key
     verdict: Verdict
+    instrument: Instrument | None
+    model_change: ModelChange | None
     html: Path
     json: Path
 
     @property
+    def cause(self) -> str | None:
+        """Why it moved, where that is known: `instrument`."""
+        return "instrument" if self.instrument is not None and self.instrument.moved else None
+
+    @property
     def exit_code(self) -> int:
         """What `agewatch drift` ends with."""
-        return EXIT_CODES[self.verdict.verdict]
+        return EXIT_CODES[self.verdict.answer]
 
-    def content(self) -> dict[str, object]:
+    def content(self) -> dict[str, Any]:
         """What `drift.json` holds."""
-        files = {"report": str(self.html), "json": str(self.json)}
-        return asdict(self.key) | asdict(self.verdict) | files | {"exit_code": self.exit_code}
+        verdict = self.verdict
+        seen = self.instrument and self.instrument.run
+        return {
+            "schema": SCHEMA,
+            "verdict": verdict.answer,
+            "headline": verdict.headline,
+            "cause": self.cause,
+            "since": _iso(verdict.since),
+            "since_low": _iso(verdict.since_low),
+            "since_high": _iso(verdict.since_high),
+            "advice": verdict.advice,
+            "notes": list(verdict.notes),
+            **asdict(self.key),
+            "baseline": {"kind": "accepted" if verdict.is_accepted else "first nights", **_period(verdict.baseline)},
+            "window": _period(verdict.windows[-1].window if verdict.windows else None),
+            "evidence": {"bound": BOUND, "value": verdict.value},
+            "columns": [_column(asdict(column)) for column in verdict.columns],
+            "segments": [],
+            "windows": [
+                {**_period(one.window), "age_effect": one.age_effect, "value": one.value, "notable": one.notable}
+                for one in verdict.windows
+            ],
+            "canaries": seen and seen.model_dump(mode="json", exclude={"model", "mode"}),
+            "model_change": self.model_change and asdict(self.model_change),
+            "fit": {"estimated_mae": None, "measured_mae": None, "covered": None},
+            "pictures": [],
+            "report": str(self.html),
+            "json": str(self.json),
+            "exit_code": self.exit_code,
+        }
 
 
 def run(
@@ -54,39 +95,74 @@ def run(
     predictions_dir: Path | None = None,
     out: Path | None = None,
     mode: Mode | None = None,
+    by: By = "night",
+    since: date | None = None,
+    until: date | None = None,
 ) -> DriftRun:
-    """Judge the current rows of one archive and write the report into a folder.
+    """Judge what arrived in one archive and write the report into a folder.
 
     By default: the only archive of the table, the current model, the table of the settings, a new folder below their
-    reports, the mode that was scored last. Raises UsageError where the archive is not in the table, or several are and
-    none was named; TableError where there is no table or no row of this model and mode; ModelError where the model
-    can't be read; OSError where the report can't be written.
+    reports, the mode that was scored last. `until` is the day that is asked about (UTC, by default today): what arrived
+    or was accepted later does not count. `since` leaves out windows before it. Raises UsageError where the archive is
+    not in the table, or several are and none was named; TableError where there is no table or no row of this model and
+    mode; ModelError where the model can't be read; OSError where the report can't be written.
     """
     settings = Settings()
     table = predictions_dir or settings.predictions
     archive, model_path = _archive(archive, table), api.model_file(model)
-    reference = _reference(model_path)
     key = _key(archive, AgeModel.load(model_path).id, mode, table)
-    current = predictions.read(table, key.where, _READ)
-    if not len(current):
+    cells = summaries.read(table, key)
+    if not len(cells):
         raise TableError(f"The archive '{key.archive}' has no rows of the model {key.model} in mode {key.mode} yet.")
-    same_mode = reference.filter(pc.equal(reference["mode"], key.mode))
-    return report_on(
-        key, same_mode if len(same_mode) else reference, current, out or run_dir(settings.reports, key.archive)
-    )
-
-
-def report_on(key: Key, reference: pa.Table, current: pa.Table, out: Path) -> DriftRun:
-    """Judge two tables and write `index.html` and `drift.json` into a folder, each replaced at once, the latter last.
-
-    Both have the columns of the predictions table. Raises OSError where the folder is not writable.
-    """
-    out = out.absolute()
+    if until is None:
+        until = datetime.now(UTC).date()
+    else:
+        cells = cells[cells["night"].dt.date <= until]
+    told = [said for said in baselines.accepted(table, key.archive) if said.at.date() <= until]
+    verdict = judge(cells, _baseline(cells, told), by=by, since=since, until=until)
+    seen = instrument.last(canaries.read(table, key.archive), key, until)
+    if seen is not None:
+        verdict = replace(verdict, notes=(*verdict.notes, *seen.notes))
+    if seen is not None and seen.moved:
+        notes = (verdict.headline, *verdict.notes)
+        verdict = replace(verdict, answer="drift", headline=seen.headline, advice=seen.advice, notes=notes)
+    changed = None if verdict.baseline is None else model_change.since_the_last(table, key, verdict.baseline)
+    out = (out or run_dir(settings.reports, key.archive)).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    found = DriftRun(key, judge(reference, current), out / "index.html", out / "drift.json")
-    report.write(found.html, found.verdict, reference, current, key)
+    found = DriftRun(key, verdict, seen, changed, out / "index.html", out / "drift.json")
+    report.write(found.html, found.verdict, *_drawn(table, key, verdict), key)
     write_json(found.json, found.content())
     return found
+
+
+def accept(
+    archive: str | None = None,
+    *,
+    predictions_dir: Path | None = None,
+    first: date | None = None,
+    until: date | None = None,
+) -> tuple[str, Accepted]:
+    """Accept the nights of an archive from one day to another (UTC, both included) as its baseline.
+
+    By default from the first night that has rows to the last. Raises UsageError where no row arrived in these nights,
+    or as `run` does; TableError where the table can't be written.
+    """
+    table = predictions_dir or Settings().predictions
+    archive = _archive(archive, table)
+    nights = _nights(table, archive)
+    if not nights:
+        raise TableError(f"The archive '{archive}' has no rows yet: run `agewatch score` first.")
+    first, until = first or nights[0], until or nights[-1]
+    if not any(first <= night <= until for night in nights):
+        raise UsageError(
+            f"Nothing of '{archive}' arrived from {first} to {until}; its nights are {nights[0]} to {nights[-1]}."
+        )
+    said = baselines.accept(table, archive, first, until)
+    try:
+        canaries.accept(table, archive)
+    except OSError as error:
+        raise TableError(f"The canaries' record beside the table can't be written: {error.strerror}.") from error
+    return archive, said
 
 
 def run_dir(reports_dir: Path, archive: str) -> Path:
@@ -96,8 +172,7 @@ def run_dir(reports_dir: Path, archive: str) -> Path:
 
 def archive_dir(reports_dir: Path, archive: str) -> Path:
     """The folder of an archive's reports."""
-    name = quote(archive, safe=" ")
-    return reports_dir / (name.replace(".", "%2E") if set(name) == {"."} else name)  # "." and ".." would leave it
+    return reports_dir / name_of(archive)
 
 
 def _archive(archive: str | None, table: Path) -> str:
@@ -123,13 +198,53 @@ def _key(archive: str, model: str, mode: Mode | None, table: Path) -> Key:
     return Key(archive, model, mode)
 
 
-def _reference(model_path: Path) -> pa.Table:
-    try:
-        # Without threads: Arrow's may still call Python while the interpreter ends, which aborts some exits.
-        reference = pq.ParquetFile(pa.BufferReader(read_reference(model_path))).read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise ModelError(f"The reference rows of {model_path} are damaged: {error}.") from error
-    missing = [name for name in _READ if name not in reference.column_names]
-    if missing:
-        raise ModelError(f"The reference rows of {model_path} lack {', '.join(missing)}.")
-    return reference
+def _nights(table: Path, archive: str) -> list[date]:
+    rows = predictions.read(table, pc.field("archive") == archive, ["arrived_at", "scored_at"])
+    arrived = pc.cast(pc.coalesce(rows["arrived_at"], rows["scored_at"]), pa.date32())
+    return sorted(pc.unique(arrived).to_pylist())
+
+
+def _baseline(cells: Any, told: list[Accepted]) -> Baseline | None:
+    faces = cells.groupby("night")["faces"].sum()
+    return baselines.of_nights([night.date() for night in faces.index], [int(n) for n in faces], told)
+
+
+def _drawn(table: Path, key: Key, verdict: Verdict) -> tuple[pa.Table, pa.Table]:
+    """Rows of the baseline, and of what arrived since the drift or in the last window, thinned where they are many."""
+    if verdict.baseline is None:
+        return predictions.SCHEMA.empty_table(), predictions.read(table, key.where, summaries.COLUMNS)
+    later = [one.window for one in verdict.windows if verdict.since is None or one.window.first >= verdict.since]
+    later = later if verdict.since else later[-1:]
+    if not later:
+        return _arrived(table, key, verdict.baseline), predictions.SCHEMA.empty_table()
+    faces = sum(window.n_faces for window in later)
+    return _arrived(table, key, verdict.baseline), _arrived(
+        table, key, Window(later[0].first, later[-1].until, 0, faces)
+    )
+
+
+def _arrived(table: Path, key: Key, window: Window) -> pa.Table:
+    within = predictions.arrived(window.first, window.until) & predictions.some(window.n_faces, _MOST_DRAWN)
+    return predictions.read(table, key.where & (pc.field("status") == "ok") & within, summaries.COLUMNS)
+
+
+def _period(window: Window | None) -> dict[str, Any]:
+    if window is None:
+        return {"from": None, "until": None, "n_files": None, "n_faces": None}
+    return {
+        "from": window.first.isoformat(),
+        "until": window.until.isoformat(),
+        "n_files": window.n_files,
+        "n_faces": window.n_faces,
+    }
+
+
+def _column(column: dict[str, Any]) -> dict[str, Any]:
+    """A column's figures as JSON holds them: what is infinite or unknown is null."""
+    return {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in column.items()
+    }
+
+
+def _iso(day: date | None) -> str | None:
+    return None if day is None else day.isoformat()

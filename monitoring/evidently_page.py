@@ -1,10 +1,11 @@
-"""Evidently's part of a report: how each measure is distributed before and now.
+"""Evidently's part of a report: how each measure is distributed in the baseline and now.
 
 Evidently takes a test as a function of two columns and has no place for a verdict that was reached elsewhere, while it
 draws from a sample and would judge by that. So this one file hands the verdict to a registered test through a context
 variable, which is set only while Evidently runs.
 """
 
+import math
 import os
 from contextvars import ContextVar
 
@@ -17,7 +18,9 @@ from evidently.legacy.calculations.stattests import StatTest, register_stattest
 from evidently.legacy.core import ColumnType
 from evidently.metrics import MedianValue, ValueDrift
 
-from monitoring.verdict import ColumnDrift, Floats, Verdict
+from monitoring.columns import ColumnDrift
+from monitoring.summaries import Floats
+from monitoring.verdict import Verdict
 
 MAX_DRAWN = 20_000
 """Faces drawn a side; a million take 10 s and more and look the same. The verdict is over all of them."""
@@ -30,18 +33,22 @@ _judged: ContextVar[dict[str, ColumnDrift]] = ContextVar("_judged")
 
 def _as_judged(_: pd.Series, current: pd.Series, __: ColumnType, ___: float) -> tuple[float, bool]:
     column = _judged.get()[str(current.name)]
-    return column.distance, column.drifted
+    return abs(column.effect), column.drifted
 
 
-_METHOD = "agewatch_wasserstein"
-register_stattest(StatTest(_METHOD, "1-Wasserstein distance", [ColumnType.Numerical]), _as_judged)
+_METHOD = "agewatch_change"
+register_stattest(StatTest(_METHOD, "change of the mean", [ColumnType.Numerical]), _as_judged)
 
 
 def page(verdict: Verdict, before: dict[str, Floats], now: dict[str, Floats]) -> str:
     """Draw the measures of both sides as Evidently does, with the verdict's own word on each, as one HTML page."""
     names = [name for name in before if name in now]
-    can_tell = verdict.verdict != "too_little_data"  # else Evidently would say "drift not detected"
-    judged = {column.name: column for column in verdict.columns if column.name in names and can_tell}
+    can_tell = verdict.answer != "too_little_data"  # else Evidently would say "drift not detected"
+    judged = {
+        column.name: column
+        for column in verdict.columns
+        if column.name in names and can_tell and math.isfinite(column.threshold)
+    }
     metrics = [
         ValueDrift(column=name, method=_METHOD, threshold=judged[name].threshold)
         if name in judged

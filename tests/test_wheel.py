@@ -58,8 +58,8 @@ def test_the_installed_wheel_scores_exports_and_reports_drift(wheel: Path, archi
     assert (summary["found"], summary["faces"]) == (6, 2)
     code, out = run("agewatch", "drift", "--json")
     verdict = json.loads(out)
-    assert code == verdict["exit_code"] == 4
-    assert [column["name"] for column in verdict["columns"] if column["drifted"]] == ["refused_share"]  # half is broken
+    assert code == verdict["exit_code"] == 5
+    assert verdict["headline"].startswith("Too little data: 2 of the 2,000 faces")
     assert Path(verdict["report"]).stat().st_size > 100_000
     assert run("agewatch", "export", "--out", "rows.csv")[0] == 0
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + summary["found"]

@@ -31,7 +31,6 @@ _BAR_WIDTH = 30
 _PATHS = 10
 _YES_NO = {True: "yes", False: "no"}
 _VERDICT = {True: "passed", False: "held back"}
-_VERDICTS = {"drift": "found", "no_drift": "none", "too_little_data": "too little data for a verdict"}
 
 
 @contextmanager
@@ -91,19 +90,33 @@ def _problem(console: Console, run: Summary) -> None:
 
 def drift(found: "DriftRun") -> None:
     """Print a drift verdict."""
+    from monitoring.story import amount, signed
+
     console, verdict = Console(), found.verdict
-    console.print(f"\n[bold]Drift: {_VERDICTS[verdict.verdict]}.[/bold] {escape(verdict.reason)}", highlight=False)
+    console.print(f"\n[bold]{escape(verdict.headline)}[/bold]", highlight=False)
+    for line in (verdict.advice, *verdict.notes):
+        if line:
+            console.print(escape(line), highlight=False)
     rows = [
-        (column.name, f"{column.distance:.3g}", f"{column.threshold:.3g}", column.unit, _YES_NO[column.drifted])
+        (
+            column.name,
+            signed(column.effect, column.unit),
+            amount(column.threshold, column.unit),
+            column.unit,
+            _YES_NO[column.drifted],
+        )
         for column in verdict.columns
     ]
     if rows:
-        _table(console, ("column", "distance", "threshold", "unit", "drifted"), rows, text=5)
-    console.print(
-        f"{verdict.n_current:,} faces against {verdict.n_reference:,} of the model's reference.\n"
-        f"Report: {escape(str(found.html))}",
-        soft_wrap=True,
-    )
+        _table(console, ("column", "moved by", "said from", "unit", "drifted"), rows, text=5)
+    if found.model_change is not None:
+        change = found.model_change
+        console.print(
+            f"Against {change.old} the model gives the same {change.n_faces:,} faces {change.years:+.2f} years"
+            f" ({change.low:+.2f} to {change.high:+.2f}).",
+            highlight=False,
+        )
+    console.print(f"Report: {escape(str(found.html))}", soft_wrap=True)
 
 
 def archives(found: "Sequence[Archive]") -> None:

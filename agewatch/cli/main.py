@@ -23,10 +23,11 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="Estimate the age of every face in folders of pictures, and say when the estimates drift.",
 )  # fmt: skip
-for group in (scoring, monitoring, training, serving):
+for group in (scoring, training, serving):
     app.add_typer(group.app)
 app.add_typer(models.app, name="models")
 app.add_typer(archives.app, name="archives")
+app.add_typer(monitoring.app, name="drift")
 
 INTERRUPTED = 130
 _UNHEARD = 128 + signal.SIGPIPE  # what a shell says of a program whose reader went away

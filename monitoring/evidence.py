@@ -1,0 +1,205 @@
+"""Has a measure changed since it was accepted? Evidence that may be looked at every night, for years.
+
+A window gives each column one estimate, and the baseline another. "No change" means that all have one mean; against it
+stands "the mean moved by some amount in some window, and stayed". The evidence is the likelihood ratio of the two,
+averaged over the amount and the window. What nobody knows, the mean itself and the scale of the noise, is averaged over
+on both sides alike (Haar priors, the latter informed by the baseline's groups), so that the baseline's own error
+counts. The sum over the windows in which a change may have begun, a part in NIGHTS each, is a test martingale but for
+that growth: however often it is looked at, without change it passes B within NIGHTS windows with a chance of at most
+1 / B (Ville's inequality).
+
+Sources: Robbins 1970, doi:10.1214/aoms/1177696786 (mixtures); Pérez-Ortiz, Lardy, de Heide & Grünwald 2024,
+doi:10.1214/24-AOS2394 (unknown means and scales at no cost); Shin, Ramdas & Rinaldo 2023, arXiv 2203.03532 (sums over
+the time of change); Clopper & Pearson 1934 (the far end of a baseline's share).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import logsumexp, ndtri_exp
+from scipy.stats import beta, gamma, t
+
+Floats = npt.NDArray[np.float64]
+
+NIGHTS = 1_000
+"""A life: the chance of a false alarm is stated for so many windows."""
+_SCALE_GROUPS = 200.0
+"""More groups than this do not count as knowledge of the noise's scale, so that the windows' own noise is heard too."""
+_MOVED_PARTS = (0.05, 0.1, 0.2, 0.4, 0.7)
+"""The changes of a share that are averaged over, as parts of what lies between it and 0 or 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """A column's estimates: of the baseline, and of each window, shape (windows,), in the column's unit.
+
+    Variances are those of the estimates' own error, infinite where a window has no value. `skew` and `kurtosis` (in
+    excess of the normal's) are of a window's error. `groups` is the number of the baseline's, `apart` the standard
+    deviation of their true means.
+    """
+
+    baseline: float
+    baseline_variance: float
+    windows: Floats
+    variances: Floats
+    skew: Floats
+    kurtosis: Floats
+    groups: int
+    apart: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How many files have something, of how many: in the baseline, and in each window, shape (windows,).
+
+    Both counts are divided by the design effect where files of a group are alike (Rao & Scott 1992).
+    """
+
+    baseline_hits: float
+    baseline_files: float
+    hits: Floats
+    files: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """The evidence of one column as the windows went by; logarithms are natural.
+
+    `log_e` and `log_alone`, shape (windows,): the evidence at each window's end, and that of the window by itself,
+    without the price of a life. Of each window as the first of a change, shape (windows,): `log_weight`, by which the
+    last evidence is made up, and the change `effects` with its `errors` (standard errors of `df` degrees of freedom),
+    in the column's unit.
+    """
+
+    log_e: Floats
+    log_alone: Floats
+    log_weight: Floats
+    effects: Floats
+    errors: Floats
+    df: float
+
+
+def of_means(means: Means, spread: float) -> Course:
+    """The evidence of a change of the mean, over a normal prior of its size with this standard deviation."""
+    y, p = _centred(means)
+    df, tau = min(means.groups - 1.0, _SCALE_GROUPS), spread**-2
+    total, weighted, squared = np.cumsum(p), np.cumsum(p * y), np.cumsum(p * y * y)
+    seen = np.cumsum(p > 0) - 1
+    count = len(y) - 1
+    log_e, log_alone, log_ratio, s_xx, s_xy = np.empty(count), np.empty(count), p[1:], p[1:], p[1:]
+    for now in range(1, count + 1):
+        after = total[now] - total[:now]
+        s_xx = after * total[:now] / total[now]
+        s_xy = weighted[now] - weighted[:now] - after * (weighted[now] / total[now])
+        rest = df + max(squared[now] - weighted[now] ** 2 / total[now], 1e-300)
+        gain = s_xy * s_xy / ((s_xx + tau) * rest)
+        log_ratio = -0.5 * (np.log1p(s_xx / tau) + (df + seen[now]) * np.log1p(-gain))
+        log_e[now - 1], log_alone[now - 1] = _log_sum(log_ratio) - np.log(NIGHTS), log_ratio[-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Course(log_e, log_alone, log_ratio, s_xy / s_xx, 1 / np.sqrt(s_xx), max(df + seen[-1] - 1, 1.0))
+
+
+def _log_sum(logs: Floats) -> float:
+    """log(sum(exp(logs))); SciPy's costs ten times as much, and this is asked once a night of a life."""
+    most = float(logs.max())
+    return most + float(np.log(np.exp(logs - most).sum()))
+
+
+def visible(means: Means, spread: float, log_bound: float) -> tuple[float, float, float]:
+    """The smallest changes of a mean that would pass a bound, in the column's unit; infinite where none would.
+
+    By now, had they begun in the last window; by now, had they begun in the first; and after any number of windows.
+    """
+    _, p = _centred(means)
+    df, seen = min(means.groups - 1.0, _SCALE_GROUPS), int(np.sum(p[1:] > 0))
+    total = p.sum()
+    last, first = p[-1] * (total - p[-1]) / total, p[0] * (total - p[0]) / total
+    cases = ((last, seen), (first, seen), (p[0], 100 * NIGHTS))
+    last_seen, first_seen, ever = (
+        _least(information, df + count, spread**-2, log_bound) for information, count in cases
+    )
+    return last_seen, first_seen, ever
+
+
+def _least(information: float, df: float, tau: float, log_bound: float) -> float:
+    """The change at which `of_means` gives one window's share of the bound, its own residuals being as expected."""
+    if information <= 0 or df < 1:
+        return np.inf
+    price = log_bound + np.log(NIGHTS) + 0.5 * np.log1p(information / tau)
+    ratio = np.exp(min(2 * price / df, 700.0))
+    room = 1 - ratio * tau / (information + tau)
+    return float(np.sqrt(max(df - 1, 1) * (ratio - 1) / room / information)) if room > 0 else np.inf
+
+
+def of_shares(shares: Shares, error: float) -> Course:
+    """The evidence of a change of a share, by exact binomial likelihoods against the far ends of the baseline's.
+
+    `error` is the chance, beside the evidence's own, that the baseline's true share lies beyond an end.
+    """
+    low, high = _ends(shares, error)
+    misses = shares.files - shares.hits
+    ratios = []
+    for end, moved in [(high, high + (1 - high) * part) for part in _MOVED_PARTS] + [
+        (low, low * (1 - part)) for part in _MOVED_PARTS
+    ]:
+        if end != moved:
+            ratios.append(shares.hits * np.log(moved / end) + misses * np.log((1 - moved) / (1 - end)))
+    steps = np.array(ratios)
+    price = np.log(2 * len(_MOVED_PARTS))
+    log_sums, log_e = np.full(len(steps), -np.inf), np.empty(len(shares.files))
+    for now in range(len(log_e)):
+        log_sums = np.logaddexp(log_sums, 0.0) + steps[:, now]
+        log_e[now] = _log_sum(log_sums) - price - np.log(NIGHTS)
+    since = np.cumsum(steps[:, ::-1], axis=1)[:, ::-1]
+    hits, files = (np.cumsum(counts[::-1])[::-1] for counts in (shares.hits, shares.files))
+    share, before = (hits + 0.5) / (files + 1), shares.baseline_hits / shares.baseline_files
+    errors = np.sqrt(share * (1 - share) / (files + 1) + _variance(shares))
+    effects = hits / np.maximum(files, 1e-9) - before
+    alone, weight = (np.asarray(logsumexp(logs, axis=0)) - price for logs in (steps, since))
+    return Course(log_e, alone, weight, effects, errors, np.inf)
+
+
+def _ends(shares: Shares, error: float) -> tuple[float, float]:
+    """Clopper-Pearson's interval of the baseline's share, `error` / 2 beyond each end."""
+    hits, misses = shares.baseline_hits, shares.baseline_files - shares.baseline_hits
+    low = float(beta.ppf(error / 2, hits, misses + 1)) if hits > 0 else 0.0
+    high = float(beta.isf(error / 2, hits + 1, misses)) if misses > 0 else 1.0
+    return low, high
+
+
+def _variance(shares: Shares) -> float:
+    share = (shares.baseline_hits + 0.5) / (shares.baseline_files + 1)
+    return share * (1 - share) / (shares.baseline_files + 1)
+
+
+def _centred(means: Means) -> tuple[Floats, Floats]:
+    """Estimates less the baseline's, and their precisions, the baseline first; shape (1 + windows,).
+
+    A window's estimate is drawn in to what a normal error of the same chance would be.
+    """
+    away = means.windows - means.baseline
+    scale = np.sqrt(means.variances + means.baseline_variance)
+    with np.errstate(invalid="ignore"):
+        scores = np.where(np.isfinite(scale), away / scale, 0.0)
+    drawn_in = _as_normal(scores, means.skew, means.kurtosis)
+    away = np.where(
+        np.isfinite(scale), away * np.divide(drawn_in, scores, out=np.ones_like(scores), where=scores != 0), 0
+    )
+    return np.concatenate([[0.0], away]), 1 / np.concatenate([[means.baseline_variance], means.variances])
+
+
+def _as_normal(scores: Floats, skew: Floats, kurtosis: Floats) -> Floats:
+    """Scores of an error with some skewness and excess kurtosis -> normal scores that are as likely, or less extreme.
+
+    By the tail of a gamma distribution of that skewness on its heavy side, and of Student's t of that kurtosis.
+    """
+    size = np.abs(scores)
+    least = 1e-3
+    shape = 4 / np.maximum(np.abs(skew), least) ** 2
+    by_skew = -ndtri_exp(gamma.logsf(shape + size * np.sqrt(shape), shape))
+    nu = 4 + 6 / np.maximum(kurtosis, least)
+    by_kurtosis = -ndtri_exp(t.logsf(size * np.sqrt(nu / (nu - 2)), nu))
+    drawn = np.where((scores * skew > 0) & (np.abs(skew) > least), np.minimum(size, by_skew), size)
+    drawn = np.where(kurtosis > least, np.minimum(drawn, by_kurtosis), drawn)
+    return np.asarray(np.sign(scores) * np.where(size > 1, np.maximum(drawn, 1.0), size))

@@ -1,0 +1,58 @@
+"""What the canaries say: whether the same pictures are still given the same ages."""
+
+from dataclasses import dataclass
+from datetime import date
+
+from agewatch.scoring.canaries import CanaryRun, Record
+from agewatch.scoring.predictions import Key
+
+MOVED_YEARS = 0.1
+"""Years by which the ages of the same pictures may differ in the mean, each by its size: the same instrument gives the
+same ages to a thousandth, so this is beyond any noise."""
+LOST_SHARE = 0.05
+"""Share of the canaries that may have lost their face."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """The last run's figures, and what they mean."""
+
+    run: CanaryRun
+
+    @property
+    def moved(self) -> bool:
+        """Whether the instrument gives other answers than it did."""
+        run = self.run
+        return run.spread_years > MOVED_YEARS or run.lost > LOST_SHARE * (run.n + run.lost)
+
+    @property
+    def headline(self) -> str:
+        """The first line of the story where it moved."""
+        run = self.run
+        way = f"{abs(run.moved_years):.1f} years {'older' if run.moved_years > 0 else 'younger'} in the mean"
+        lost = f", and {run.lost:,} have lost their face" if run.lost else ""
+        return (
+            f"The instrument moved: the same {run.n:,} pictures as before are estimated {way}, each by"
+            f" {run.spread_years:.1f} years{lost}."
+        )
+
+    @property
+    def advice(self) -> str:
+        """What to do where it moved."""
+        return (
+            f"The run at {self.run.at:%Y-%m-%d %H:%M} UTC used {self.run.engine}: look for what changed (a library, the"
+            " processor, the precision). To stay with it, run `agewatch drift accept`."
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else a reader should know."""
+        if not self.run.replaced:
+            return ()
+        return (f"{self.run.replaced:,} canaries were gone or had changed; others took their place.",)
+
+
+def last(record: Record, key: Key, until: date) -> Instrument | None:
+    """What the last run up to a day (UTC, included) saw with this model and mode; None where none looked."""
+    runs = [run for run in record.runs if (run.model, run.mode) == (key.model, key.mode) and run.at.date() <= until]
+    return Instrument(runs[-1]) if runs else None

@@ -1,0 +1,140 @@
+"""What a verdict says to a person: its first line, what to do, and what was left out."""
+
+import math
+from collections.abc import Sequence
+from datetime import date
+
+from agewatch.scoring.baseline import FULL, Baseline
+from monitoring.columns import ColumnDrift
+from monitoring.windows import LEAST_FACES, Split
+
+_APART_YEARS = 1.0
+Said = tuple[str, str]
+"""A headline, and what to do."""
+
+
+def drift(moved: Sequence[ColumnDrift], since: date) -> Said:
+    """Of columns that drifted, the most telling first."""
+    also = f"; {', '.join(column.label for column in moved[1:])} moved too" if moved[1:] else ""
+    return (
+        f"Drift since {since}: {_moved(moved[0])}{also}.",
+        "Look at the newest pictures. If the archive is to be so from now on, run `agewatch drift accept`.",
+    )
+
+
+def calm(divided: Split, visible_years: float) -> Said:
+    """Of windows that show no drift."""
+    return (
+        f"No drift in {_faces(divided)} that arrived since {divided.windows[0].first}: a lasting change of their mean"
+        f" age by {visible_years:.1f} years would have been seen.",
+        "",
+    )
+
+
+def too_little(divided: Split, visible_years: float, ever: float, wanted: float, apart: float) -> Said:
+    """Where a change that matters might still be hidden: by now, or for ever. Groups differ by `apart` years (sd)."""
+    headline = f"Too little data: {_faces(divided)} that arrived since {divided.windows[0].first} "
+    if math.isfinite(visible_years):
+        headline += f"show a change of the mean age only from {visible_years:.1f} years."
+    else:
+        headline += "can't show a change of the mean age yet."
+    if ever <= wanted:
+        return headline, "More nights will tell."
+    least = f"under {ever:.1f} years" if math.isfinite(ever) else "of any size"
+    base = divided.baseline
+    held = f"{base.n_faces:,} faces in {_groups(divided)}" if base else "no faces"
+    differ = f", whose mean ages differ by {apart:.1f} years among themselves" if apart >= _APART_YEARS else ""
+    return (
+        headline,
+        f"No number of nights will show a change {least} against a baseline of {held}{differ}. Accept more nights with"
+        " `agewatch drift accept`.",
+    )
+
+
+def no_baseline(faces: int) -> Said:
+    """Where too few faces have arrived in all."""
+    return (
+        f"Too little data: {faces:,} of the {FULL:,} faces that make a baseline have arrived.",
+        "Until then nothing is judged. To be content with fewer, run `agewatch drift accept`.",
+    )
+
+
+def empty_baseline(baseline: Baseline) -> Said:
+    """Where no rows are of the nights that were accepted."""
+    return (
+        f"Too little data: no face that arrived from {baseline.first} to {baseline.until}, the baseline, has a row of"
+        " this model and mode.",
+        "Score the archive with this model, or accept other nights with `agewatch drift accept`.",
+    )
+
+
+def nothing_new(divided: Split) -> Said:
+    """Where nothing, or next to nothing, has arrived since the baseline."""
+    base = divided.baseline
+    held = f"the {base.n_faces:,} faces of the baseline ({base.first} to {base.until})" if base else "the baseline"
+    return f"Too little data: nothing to compare with {held} has arrived yet.", "The next nights will be compared."
+
+
+def notes(divided: Split) -> tuple[str, ...]:
+    """What a reader has to know of how the windows were made."""
+    said = []
+    if divided.waiting is not None:
+        said.append(
+            f"{divided.waiting.n_faces:,} faces that arrived since {divided.waiting.first} wait for the next window:"
+            f" one has at least {LEAST_FACES}."
+        )
+    if divided.alike == "picture":
+        said.append("The archive is one folder without capture dates: its pictures were taken as independent.")
+    elif divided.groups < 2:
+        said.append("The baseline is a single folder, so that only the nights themselves tell how folders differ.")
+    return tuple(said)
+
+
+def left_out(names: Sequence[str]) -> tuple[str, ...]:
+    """Columns without values, or without any variation."""
+    return (f"Not judged, as the baseline has no values or a single one: {', '.join(names)}.",) if names else ()
+
+
+def ahead(faces: int, last: date, until: date) -> str:
+    """Rows that arrived after the day that is asked about."""
+    return f"{faces:,} faces with an arrival after {until} (up to {last}) are left out; was a clock wrong?"
+
+
+def amount(value: float, unit: str) -> str:
+    """A change or threshold for a person, without its sign: `4.2 years`, `30.0 points`, `0.031`."""
+    size = abs(value)
+    if not math.isfinite(size):
+        return "none"
+    if unit.startswith("share"):
+        return f"{100 * size:.1f} points"
+    return f"{size:.1f} {unit}" if unit in ("years", "doublings") else f"{size:.2g}"
+
+
+def signed(value: float, unit: str) -> str:
+    """A change for a person, with its sign and in short: `+4.2`, `-30.0 points`."""
+    if not math.isfinite(value):
+        return "unknown"
+    if unit.startswith("share"):
+        return f"{100 * value:+.1f} points"
+    return f"{value:+.1f}" if unit in ("years", "doublings") else f"{value:+.2g}"
+
+
+def _moved(column: ColumnDrift) -> str:
+    if column.name == "age":
+        way = "older" if column.effect > 0 else "younger"
+        low, high = sorted((abs(column.low), abs(column.high)))
+        return f"faces are estimated {abs(column.effect):.1f} years {way} ({low:.1f} to {high:.1f}) than those accepted"
+    if column.unit.startswith("share"):
+        return f"{column.label} are {column.now:.1%} in place of {column.before:.1%}"
+    way = "rose" if column.effect > 0 else "fell"
+    return f"{column.label} {way} by {amount(column.effect, column.unit)}"
+
+
+def _faces(divided: Split) -> str:
+    return f"{sum(window.n_faces for window in divided.windows):,} faces"
+
+
+def _groups(divided: Split) -> str:
+    if divided.alike == "picture":
+        return "one folder"
+    return f"{divided.groups:,} {divided.alike}{'s' if divided.groups != 1 else ''}"

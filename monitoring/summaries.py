@@ -1,0 +1,183 @@
+"""What arrived, night by night: sums of every measure by folder and capture day, enough for every test.
+
+They are computed once for each data file of the predictions table, which never changes once it is written, and kept
+beside the table as a cache: deleted, it comes back equal.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.fs as fs
+import pyarrow.parquet as pq
+
+from agewatch.errors import TableError
+from agewatch.files import replacing
+from agewatch.scoring import predictions
+from agewatch.scoring.beside import folder_of
+from agewatch.scoring.predictions import Key, open_table, place, plain
+
+Floats = npt.NDArray[np.float64]
+
+MEASURES = ("age", "age_interval", "face_score", "brightness", "contrast", "sharpness")
+"""What is known of a face. Sharpness counts in doublings (base-2 logarithms): it spans three orders of magnitude."""
+AGE_EDGES = tuple(range(10, 85, 5))
+"""Years; of each night it is known how many faces are estimated to be younger."""
+CELL = ("night", "folder", "day")
+"""What a sum is of: the UTC date of arrival, the folder, and the UTC date of capture where it is known."""
+_FENCES = {"age": (0.0, 120.0), "age_interval": (0.0, 120.0), "sharpness": (2.0**-20, 2.0**6)}
+_ANY_FENCE = (0.0, 1.0)
+_WHOSE = ("model", "mode")
+_COUNTS = ("files", "refused", "no_face", "faces", *(f"under_{edge}" for edge in AGE_EDGES))
+_SUMS = tuple(f"{name}_{what}" for name in MEASURES for what in ("n", "sum", "squares"))
+_FILE_NAME = "summaries.parquet"
+_BATCH_ROWS = 500_000
+COLUMNS = (
+    "path", "face", "status", "model", "mode", "scored_at", "arrived_at", "captured_at",
+    "age", "age_low", "age_high", "face_score", "brightness", "contrast", "sharpness",
+)  # fmt: skip
+"""Columns of the predictions table that are summed up."""
+
+
+def read(table: Path, key: Key) -> pd.DataFrame:
+    """The sums of an archive, model and mode: one row a cell (CELL), with counts of files and faces, and for each
+    measure `NAME_n`, `NAME_sum` and `NAME_squares` over the faces that have it. Values beyond what a measure can be
+    count as its limit.
+
+    Raises TableError where the table can't be read. A cache that can't be read or written is done without.
+    """
+    cache = folder_of(table, key.archive) / _FILE_NAME
+    known = _cached(cache)
+    wanted = _data_files(table, key.archive)
+    held = set(known["file"].unique()) if len(known) else set()
+    fresh = [pd.DataFrame(sums).assign(file=name) for name in sorted(wanted - held) for sums in _sums(table, name, key)]
+    kept = known[known["file"].isin(wanted)] if len(known) else known
+    every = pd.concat([kept, *fresh], ignore_index=True) if fresh or len(kept) else None
+    if every is None:
+        return _together(pd.DataFrame(columns=[*CELL, *_COUNTS, *_SUMS]))
+    if fresh or held - wanted:
+        _keep(cache, every)
+    ours = every[(every["model"] == key.model) & (every["mode"] == key.mode)]
+    return _together(ours.drop(columns=["file", *_WHOSE]))
+
+
+def of_rows(rows: pa.Table) -> pd.DataFrame:
+    """The sums of rows of the predictions table that belong together, as `read` gives them."""
+    return _together(_summed(rows).drop(columns=list(_WHOSE)))
+
+
+def values(rows: pa.Table) -> dict[str, Floats]:
+    """The measures of faces in rows of the predictions table, each of shape (rows,), NaN where a row has none.
+
+    A measure that no row has is left out.
+    """
+    ok = pc.equal(rows["status"], "ok")
+    found = {name: pc.cast(_values(name, rows, ok), pa.float64()).to_numpy() for name in MEASURES}
+    return {name: some for name, some in found.items() if np.isfinite(some).any()}
+
+
+def _together(sums: pd.DataFrame) -> pd.DataFrame:
+    together: pd.DataFrame = sums.groupby(list(CELL), dropna=False, sort=True, as_index=False).sum()
+    return together
+
+
+def _data_files(table: Path, archive: str) -> set[str]:
+    """The table's files that may hold rows of an archive, by their own statistics."""
+    actions = open_table(table).get_add_actions(flatten=True)
+    columns = [actions[name].to_pylist() for name in ("path", "min.archive", "max.archive")]
+    return {
+        name for name, least, most in zip(*columns, strict=True) if None in (least, most) or least <= archive <= most
+    }
+
+
+def _sums(table: Path, name: str, key: Key) -> Iterator[pd.DataFrame]:
+    files = fs.SubTreeFileSystem(place(table), fs.LocalFileSystem())
+    source = ds.dataset([name], schema=predictions.SCHEMA, format="parquet", filesystem=files)
+    try:
+        for batch in source.to_batches(
+            columns=list(COLUMNS), filter=pc.field("archive") == key.archive, batch_size=_BATCH_ROWS, use_threads=False
+        ):
+            if len(batch):
+                yield _summed(pa.Table.from_batches([batch]))
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f"The predictions table can't be read: {plain(error)}.") from error
+
+
+def _summed(rows: pa.Table) -> pd.DataFrame:
+    status = rows["status"]
+    ok, faceless = pc.equal(status, "ok"), pc.equal(status, "no_face")
+    first = pc.fill_null(pc.equal(rows["face"], 0), True)  # of a file's rows
+    columns = {
+        "model": rows["model"],
+        "mode": rows["mode"],
+        "night": pc.cast(pc.coalesce(rows["arrived_at"], rows["scored_at"]), pa.date32()),
+        "folder": pc.replace_substring_regex(rows["path"], "/?[^/]*$", ""),
+        "day": pc.cast(rows["captured_at"], pa.date32()),
+        "files": first,
+        "refused": pc.invert(pc.or_(ok, faceless)),
+        "no_face": faceless,
+        "faces": ok,
+    }
+    for name in MEASURES:
+        columns |= _moments(name, _values(name, rows, ok))
+    age = _values("age", rows, ok)
+    columns |= {f"under_{edge}": pc.fill_null(pc.less(age, edge), False) for edge in AGE_EDGES}
+    table = pa.table(
+        {name: _number(values) if name in (*_COUNTS, *_SUMS) else values for name, values in columns.items()}
+    )
+    grouped = table.group_by([*_WHOSE, *CELL], use_threads=False).aggregate(
+        [(name, "sum") for name in (*_COUNTS, *_SUMS)]
+    )
+    named = {f"{name}_sum": name for name in (*_COUNTS, *_SUMS)}
+    frame = grouped.rename_columns([named.get(name, name) for name in grouped.column_names]).to_pandas(
+        date_as_object=False
+    )
+    summed: pd.DataFrame = frame.astype(dict.fromkeys((*_COUNTS, *_SUMS), "float64"))
+    return summed
+
+
+def _number(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.fill_null(pc.cast(values, pa.float64()), 0.0)
+
+
+def _values(name: str, rows: pa.Table, ok: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A measure of the faces, null in other rows and where it is no number, within its limits."""
+    if name == "age_interval":
+        raw = pc.subtract(pc.cast(rows["age_high"], pa.float64()), pc.cast(rows["age_low"], pa.float64()))
+    else:
+        raw = pc.cast(rows[name], pa.float64())
+    low, high = _FENCES.get(name, _ANY_FENCE)
+    within = pc.max_element_wise(pc.min_element_wise(raw, high, skip_nulls=False), low, skip_nulls=False)
+    kept = pc.if_else(pc.and_(ok, pc.fill_null(pc.invert(pc.is_nan(raw)), False)), within, None)
+    return pc.log2(kept) if name == "sharpness" else kept
+
+
+def _moments(name: str, values: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+    return {
+        f"{name}_n": pc.is_valid(values),
+        f"{name}_sum": values,
+        f"{name}_squares": pc.multiply(values, values),
+    }
+
+
+def _cached(cache: Path) -> pd.DataFrame:
+    try:
+        found = pq.read_table(cache, use_threads=False).to_pandas(date_as_object=False)
+    except (OSError, pa.ArrowException):
+        return pd.DataFrame()
+    return found if {"file", *_WHOSE, *CELL, *_COUNTS, *_SUMS} == set(found.columns) else pd.DataFrame()
+
+
+def _keep(cache: Path, sums: pd.DataFrame) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with replacing(cache) as aside:
+            pq.write_table(pa.Table.from_pandas(sums, preserve_index=False), aside)
+            aside.chmod(0o600)
+    except OSError:
+        return  # another night tries again
