@@ -51,24 +51,27 @@ def read(table: Path, key: Key) -> pd.DataFrame:
 
     Raises TableError where the table can't be read. A cache that can't be read or written is done without.
     """
-    cache = folder_of(table, key.archive) / _FILE_NAME
-    known = _cached(cache)
-    wanted = _data_files(table, key.archive)
-    held = set(known["file"].unique()) if len(known) else set()
-    fresh = [pd.DataFrame(sums).assign(file=name) for name in sorted(wanted - held) for sums in _sums(table, name, key)]
-    kept = known[known["file"].isin(wanted)] if len(known) else known
-    every = pd.concat([kept, *fresh], ignore_index=True) if fresh or len(kept) else None
-    if every is None:
-        return _together(pd.DataFrame(columns=[*CELL, *_COUNTS, *_SUMS]))
-    if fresh or held - wanted:
-        _keep(cache, every)
-    ours = every[(every["model"] == key.model) & (every["mode"] == key.mode)]
-    return _together(ours.drop(columns=["file", *_WHOSE]))
+    cache, wanted = folder_of(table, key.archive) / _FILE_NAME, _data_files(table, key.archive)
+    ours = _cached(cache, wanted, key)
+    if ours is None:
+        ours = _renewed(table, key, cache, wanted)
+    return _together(ours)
+
+
+def _renewed(table: Path, key: Key, cache: Path, wanted: set[str]) -> pd.DataFrame:
+    """Sum up the data files that the cache lacks, and forget those that the table no longer has."""
+    known = _all_cached(cache)
+    held = set(known["file"].unique())
+    fresh = [sums.assign(file=name) for name in sorted(wanted - held) for sums in _sums(table, name, key)]
+    parts = [part for part in (known[known["file"].isin(wanted)], *fresh) if len(part)]
+    every = pd.concat(parts, ignore_index=True) if parts else known
+    _keep(cache, every)
+    return every[(every["model"] == key.model) & (every["mode"] == key.mode)]
 
 
 def of_rows(rows: pa.Table) -> pd.DataFrame:
     """The sums of rows of the predictions table that belong together, as `read` gives them."""
-    return _together(_summed(rows).drop(columns=list(_WHOSE)))
+    return _together(_summed(rows))
 
 
 def values(rows: pa.Table) -> dict[str, Floats]:
@@ -82,7 +85,8 @@ def values(rows: pa.Table) -> dict[str, Floats]:
 
 
 def _together(sums: pd.DataFrame) -> pd.DataFrame:
-    together: pd.DataFrame = sums.groupby(list(CELL), dropna=False, sort=True, as_index=False).sum()
+    grouped = sums.groupby(list(CELL), dropna=False, sort=True, as_index=False)
+    together: pd.DataFrame = grouped[[*_COUNTS, *_SUMS]].sum()
     return together
 
 
@@ -165,12 +169,31 @@ def _moments(name: str, values: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
     }
 
 
-def _cached(cache: Path) -> pd.DataFrame:
+def _cached(cache: Path, wanted: set[str], key: Key) -> pd.DataFrame | None:
+    """The sums of some rows where the cache is of just these data files, else None."""
     try:
-        found = pq.read_table(cache, use_threads=False).to_pandas(date_as_object=False)
+        if set(pc.unique(pq.read_table(cache, columns=["file"], use_threads=False)["file"]).to_pylist()) != wanted:
+            return None
+        ours = [("model", "=", key.model), ("mode", "=", key.mode)]
+        columns = [*CELL, *_COUNTS, *_SUMS]
+        found = pq.read_table(cache, columns=columns, filters=ours, use_threads=False)
+    except (OSError, KeyError, pa.ArrowException):
+        return None
+    return _as_frame(found) if found.column_names == columns else None
+
+
+def _all_cached(cache: Path) -> pd.DataFrame:
+    columns = ["file", *_WHOSE, *CELL, *_COUNTS, *_SUMS]
+    try:
+        found = pq.read_table(cache, use_threads=False)
     except (OSError, pa.ArrowException):
-        return pd.DataFrame()
-    return found if {"file", *_WHOSE, *CELL, *_COUNTS, *_SUMS} == set(found.columns) else pd.DataFrame()
+        return pd.DataFrame(columns=columns)
+    return _as_frame(found) if set(found.column_names) == set(columns) else pd.DataFrame(columns=columns)
+
+
+def _as_frame(table: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = table.to_pandas(date_as_object=False, use_threads=False, self_destruct=True)
+    return frame
 
 
 def _keep(cache: Path, sums: pd.DataFrame) -> None:
