@@ -208,3 +208,78 @@ def test_odd_tags_cost_no_picture_its_row(values: np.ndarray, tag: tuple[Any, ..
 def test_signed_samples_are_shifted() -> None:
     matches(written((GREY.astype(int) - 128).astype(np.int8), photometric="minisblack"), GREY)
     matches(written((deep(GREY).astype(int) - 32768).astype(np.int16), photometric="minisblack"), GREY)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_bytes_that_are_called_signed_are_read_as_bytes(dtype: type) -> None:
+    height, width = GREY.shape
+    ramp = np.linspace(0, np.iinfo(dtype).max, width).astype(dtype)[None, :].repeat(height, axis=0)
+    signed = ramp.view(ramp.dtype.str.replace("u", "i"))
+    matches(written(signed, photometric="minisblack"), ramp >> (0 if dtype is np.uint8 else 8))
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.int8, 127), (np.int16, 32767), (np.int32, 255), (np.int32, 65535)])
+def test_signed_samples_without_a_sign_are_scaled_by_what_most_of_them_reach(dtype: type, top: int) -> None:
+    matches(written((GREY / 255 * top).astype(dtype), photometric="minisblack"), GREY)
+
+
+@pytest.mark.parametrize("compression", ["webp", "png", "jpeg2000", "jpegxl", "lzma"])
+def test_compressions_that_are_rare(compression: str) -> None:
+    matches(written(PICTURE, photometric="rgb", compression=compression), PICTURE, tolerance=16)
+
+
+@pytest.mark.parametrize("values", [PICTURE, deep(PICTURE)], ids=["8", "16"])
+@pytest.mark.parametrize("kind", ["assocalpha", "unassalpha"])
+def test_colours_that_are_multiplied_by_alpha_are_not_multiplied_again(values: np.ndarray, kind: str) -> None:
+    alpha = np.full((*values.shape[:2], 1), np.iinfo(values.dtype).max // 2, values.dtype)
+    colours = values // 2 if kind == "assocalpha" else values
+    data = written(np.concatenate([colours, alpha], axis=2), photometric="rgb", extrasamples=[kind])
+    matches(data, (PICTURE.astype(int) + 255) // 2)
+
+
+def test_a_palette_with_alpha() -> None:
+    indices = np.arange(4, dtype=np.uint8).reshape(2, 2).repeat(SIDE, axis=0).repeat(SIDE + 8, axis=1)
+    alpha = np.full_like(indices, 255)
+    alpha[:SIDE, : SIDE + 8] = 0
+    table = np.zeros((3, 256), np.uint16)
+    table[:, :4] = deep(COLOURS.reshape(4, 3)).T
+    expected = PICTURE.copy()
+    expected[:SIDE, : SIDE + 8] = 255
+    data = written(
+        np.stack([indices, alpha], axis=2), photometric="minisblack", extrasamples=["unassalpha"],
+        extratags=[(320, "H", table.size, table.ravel().tolist(), True)],
+    )  # fmt: skip
+    matches(changed(data, 262, 3), expected)
+
+
+def changed(data: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF in which a tag (SHORT, of one value) says something else."""
+    entry = struct.pack("<HHI", tag, 3, 1)
+    place = data.index(entry) + len(entry)
+    return data[:place] + struct.pack("<H", value) + data[place + 2 :]
+
+
+def without(data: bytes, tag: int) -> bytes:
+    """A little-endian TIFF whose first directory lacks a tag."""
+    [start] = struct.unpack_from("<I", data, 4)
+    [count] = struct.unpack_from("<H", data, start)
+    places = range(start + 2, start + 2 + 12 * count, 12)
+    entries = [data[at : at + 12] for at in places if not data[at:].startswith(struct.pack("<H", tag))]
+    directory = struct.pack("<H", count - 1) + b"".join(entries) + data[start + 2 + 12 * count :][:4] + bytes(12)
+    return data[:start] + directory + data[start + len(directory) :]
+
+
+@pytest.mark.parametrize("values", [GREY, deep(GREY), PICTURE], ids=["grey of 8", "grey of 16", "colours"])
+def test_where_no_tag_says_what_is_white_it_is_not_zero(values: np.ndarray) -> None:
+    data = written(values, photometric="rgb" if values.ndim == 3 else "minisblack")
+    matches(without(data, 262), GREY if values.ndim == 2 else PICTURE)
+
+
+def test_a_plane_beyond_the_colours_may_lack() -> None:
+    data = written(
+        np.stack([deep(GREY), deep(GREY)]), photometric="minisblack", planarconfig="separate",
+        extrasamples=["unspecified"],
+    )  # fmt: skip
+    with tifffile.TiffFile(BytesIO(data)) as file:
+        second = file.pages.first.tags[279].valueoffset + 2  # StripByteCounts, SHORTs, a strip a plane
+    matches(data[:second] + bytes(2) + data[second + 2 :], GREY)
