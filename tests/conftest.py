@@ -33,6 +33,7 @@ QUICK = [
     "test_store",
     "test_display",
     "test_tiff",
+    "test_bmp",
 ]
 """The files of the quick lane, `-m quick`: no server, no command, and at most 90 seconds together."""
 

@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from agewatch.errors import ImageError
-from agewatch.estimator import endings, exif, tiff
+from agewatch.estimator import bmp, endings, exif, tiff
 
 RGB = npt.NDArray[np.uint8]
 """Array of shape (height, width, 3), 0..255, sRGB."""
@@ -96,6 +96,8 @@ def decode(data: bytes, *, min_side: int | None = None) -> Picture:
         try:
             if data.startswith(tiff.SIGNATURES) and (found := tiff.read(data, _refuse_deep)) is not None:
                 return _of_tiff(found)
+            if data.startswith(bmp.SIGNATURE) and (image := bmp.read(data, _refuse_large_bmp)) is not None:
+                return Picture(_to_rgb(image, 1), image.width, image.height, None, None)
             return _by_pillow(endings.with_marker(data), min_side)
         except ImageError:
             raise
@@ -137,6 +139,10 @@ def _refuse_bombs(size: tuple[int, int], most: int) -> None:
 
 def _refuse_deep(size: tuple[int, int], stored: int) -> None:
     _refuse_bombs(size, max_pixels("TIFF", stored))
+
+
+def _refuse_large_bmp(size: tuple[int, int]) -> None:
+    _refuse_bombs(size, max_pixels("BMP"))
 
 
 def _refuse_unusual(image: Image.Image) -> None:
@@ -197,6 +203,8 @@ def _orientation(image: Image.Image) -> int:
     """How the picture comes from its decoder, 1..8 as in EXIF; 1 where that is damaged."""
     if image.format == "TIFF":
         return 1  # Pillow turns it while loading
+    if image.format == "AVIF":  # its container says how it is turned, which Pillow tells as EXIF; XMP has no say
+        image.info.pop("xmp", None)
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF raises anything; the pixels may be whole

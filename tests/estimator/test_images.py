@@ -55,6 +55,14 @@ def test_all_eight_exif_orientations_come_upright(orientation: int) -> None:
     assert decode(data).rgb.shape == (32, 64, 3)
 
 
+@pytest.mark.parametrize("form", ["AVIF", "HEIF"])
+def test_where_the_container_turns_a_picture_xmp_does_not_turn_it_again(form: str) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff tiff:Orientation="1"/></x:xmpmeta>'
+    data = encoded(quadrants(), form, quality=95, xmp=xmp).replace(b'Orientation="1"', b'Orientation="3"')
+    assert b'Orientation="3"' in data
+    assert np.abs(np.array(corners(data)) - [RED, GREEN, BLUE, WHITE]).max() <= 12
+
+
 def test_alpha_is_composited_on_white() -> None:
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     assert decode(encoded(image)).rgb.min() == 255
