@@ -34,6 +34,7 @@ _SIGNATURES = (
 _HEIF_BRANDS = frozenset(
     {b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"avif", b"avis", b"miaf"}
 )
+_USUAL_GAMMA, _GAMMA_MARGIN = 1 / 2.2, 0.05  # of PNG's gAMA: nearer ones libpng leaves as they are, too
 _D50 = 5000  # kelvin: the white of TIFF's CIE L*a*b* (TIFF 6.0, section 23)
 _DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL, _EXIF_IFD = 0x9003, 0x9011, 0x8769
 _MAKE, _MODEL = 0x010F, 0x0110
@@ -213,7 +214,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, orientation: int) -> RGB:
-    profile = image.info.get("icc_profile")
+    profile, curve = image.info.get("icc_profile"), _curve(image)
     if orientation in _TRANSPOSE:
         image = image.transpose(_TRANSPOSE[orientation])
     if image.mode.startswith("I"):
@@ -222,19 +223,38 @@ def _to_rgb(image: Image.Image, orientation: int) -> RGB:
         image = _to_srgb(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB", _D50)).tobytes())
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        if curve is not None:
+            image = image.point([*curve * 3, *range(256)])
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    elif image.mode in ("P", "1", "LA"):
+    elif image.mode in ("P", "1", "LA") or curve is not None:
         image = image.convert("RGB")
+        image = image if curve is None else image.point(curve * 3)
     if profile:
         image = _to_srgb(image, profile)
     return np.ascontiguousarray(image.convert("RGB"), dtype=np.uint8)
 
 
+def _curve(image: Image.Image) -> list[int] | None:
+    """What makes a PNG's samples sRGB, where its gAMA chunk says that they are stored otherwise and nothing overrules
+    it (PNG specification, section 13.13); None where they are near enough.
+    """
+    gamma = image.info.get("gamma")
+    if not gamma or abs(gamma / _USUAL_GAMMA - 1) <= _GAMMA_MARGIN or {"icc_profile", "srgb"} & image.info.keys():
+        return None
+    light = np.linspace(0, 1, 256) ** (1 / gamma)
+    stored = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
+    curve: list[int] = (255 * stored).round().astype(int).tolist()
+    return curve
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, as PNG has it, onto 8: 65535 / 255 = 257."""
+    """Grey of 16 bits, as PNG has it, onto 8: 65535 / 255 = 257; its transparent level, if it has one, on white."""
     values: npt.NDArray[np.float32] = np.asarray(image, dtype=np.float32) / np.float32(257)
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    seen = values.clip(0, 255).round().astype(np.uint8)
+    if isinstance(clear := image.info.get("transparency"), int):
+        seen[np.asarray(image) == clear] = 255
+    return Image.fromarray(seen)
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:

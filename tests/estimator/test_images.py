@@ -76,6 +76,29 @@ def test_sixteen_bits_are_scaled_to_eight() -> None:
     assert rgb[0].tolist() == [[0] * 3, [128] * 3, [255] * 3]
 
 
+def test_a_transparent_level_of_sixteen_bits_is_white() -> None:
+    levels = np.array([[0, 32896, 32897, 65535]], np.uint16)
+    rgb = decode(encoded(Image.fromarray(levels), "PNG", transparency=32896)).rgb
+    assert rgb[0, :, 0].tolist() == [0, 255, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "mode", "seen"),
+    [(100_000, "L", 188), (100_000, "RGBA", 188), (55_556, "P", 146), (45_455, "L", 128), (0, "L", 128)],
+)
+def test_a_png_that_says_how_light_is_stored_is_brought_to_srgb(gamma: int, mode: str, seen: int) -> None:
+    chunk = b"gAMA" + gamma.to_bytes(4)
+
+    def told(data: bytes) -> list[int]:
+        after = 33  # signature and header
+        length, checksum = (4).to_bytes(4), zlib.crc32(chunk).to_bytes(4)
+        return list(decode(data[:after] + length + chunk + checksum + data[after:]).rgb[4, 4])
+
+    assert told(encoded(Image.new("L", (8, 8), 128).convert(mode))) == pytest.approx([seen] * 3, abs=1)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert told(encoded(Image.new("RGB", (8, 8), (128,) * 3), icc_profile=srgb)) == [128] * 3
+
+
 def test_cmyk_jpeg_and_palette_png_keep_their_colours() -> None:
     cmyk = encoded(Image.new("RGB", (32, 32), RED).convert("CMYK"), "JPEG", quality=95)
     assert decode(cmyk).rgb[16, 16].tolist() == pytest.approx(RED, abs=8)
