@@ -1,5 +1,6 @@
 """Whether a picture's file ends where it should: half copied files that decoders take for whole ones."""
 
+import re
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
@@ -12,7 +13,10 @@ from agewatch.errors import ImageError
 ZEROS = 64
 """More zero bytes where compressed data should end: that part of the file was never written."""
 _JPEG, _JPEG_END, _PNG = b"\xff\xd8", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd9\xff]")  # that a segment follows, none of those within coded data
+_FRAMES, _PROGRESSIVE, _SCAN = (0xC0, 0xC1, 0xC2), 0xC2, 0xDA
 _CODED_ZEROS = 2  # may end the pixels of a whole JPEG
+_GIF, _GIF_END = b"GIF8", b";"
 _NEEDED = (b"tRNS", b"eXIf")
 _CHECKED_CHUNKS = (b"IHDR", b"PLTE", b"IDAT")
 _OFFSETS_AND_COUNTS = ((273, 279), (324, 325))  # TIFF 6.0: of strips, of tiles
@@ -34,9 +38,12 @@ def check(image: Image.Image, data: bytes) -> None:
 def with_marker(data: bytes) -> bytes:
     """A JPEG without its end marker, given one: then decoders miss only what is missing of its pixels.
 
-    Not where it ends in zeros, which would pass for pixels.
+    Not where it ends in zeros, which would pass for pixels. Raises ImageError with code `truncated` where whole scans
+    are missing, which decoders overlook.
     """
     if data.startswith(_JPEG) and not data.endswith(_JPEG_END) and _zeros_at_end(data) <= _CODED_ZEROS:
+        if _lacks_scans(data):
+            raise truncated()
         return data + _JPEG_END
     return data
 
@@ -72,6 +79,8 @@ def is_cut(data: bytes) -> bool:
         return True
     if data.startswith(_JPEG):
         return not data.rstrip(b"\0").endswith(_JPEG_END)
+    if data.startswith(_GIF):
+        return not data.rstrip(b"\0").endswith(_GIF_END)
     if data.startswith(b"RIFF"):
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if data.startswith(b"BM"):
@@ -84,6 +93,29 @@ def is_cut(data: bytes) -> bool:
 def truncated() -> ImageError:
     """Make the error for a picture without its end."""
     return ImageError("truncated", "The picture's data end early.")
+
+
+def _lacks_scans(data: bytes) -> bool:
+    """Tell whether a JPEG's scans leave out a component, or bits of its coefficients (ITU-T T.81, B.2 and G.1)."""
+    missing: dict[int, set[int]] = {}  # by component, the coefficients that are not there to the last bit
+    frame = 0
+    for kind, content in _segments(data):
+        if kind in _FRAMES:
+            frame, missing = kind, {component: set(range(64)) for component in content[6::3]}
+        elif kind == _SCAN and content and len(content) == 4 + 2 * content[0]:
+            first, last, bits = content[-3:] if frame == _PROGRESSIVE else (0, 63, 0)
+            for component in content[1:-3:2]:
+                missing.get(component, set()).difference_update(range(first, last + 1) if not bits & 15 else ())
+    return any(missing.values())
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the marker and content of a JPEG's segments; of one that is cut, what is there."""
+    place = len(_JPEG)
+    while (found := _MARKER.search(data, place)) is not None:
+        length = int.from_bytes(data[found.end() : found.end() + 2])
+        place = found.end() + max(length, 2)
+        yield found[0][1], data[found.end() + 2 : place]
 
 
 def _check_png(data: bytes) -> None:

@@ -102,7 +102,12 @@ def _main(file: tifffile.TiffFile) -> tifffile.TiffPage | None:
 
 
 def _is_plain(page: tifffile.TiffPage) -> bool:
-    """Tell whether Pillow reads a page right: up to 8 bits, and no sample beside the colours but alpha."""
+    """Tell whether Pillow reads a page right: up to 8 bits, and no sample beside the colours but alpha.
+
+    One whose directory lacks where the pixels are is left to it, too.
+    """
+    if not page.dataoffsets:
+        return True
     if page.bitspersample > 8 or page.sampleformat in (_SIGNED, _FLOAT):
         return False
     if _PHOTOMETRIC not in page.tags or page.compression not in _BY_PILLOW:
@@ -166,13 +171,13 @@ def _eight_bits(values: Values, page: tifffile.TiffPage) -> npt.NDArray[np.uint8
     """Samples on 0..255: integers by their BitsPerSample, floats by their tags, else by what most of them reach."""
     low, high = 0.0, float(2**page.bitspersample - 1)
     if values.dtype.kind == "i":
-        if _is_mislabelled(values):
-            values = values.view(values.dtype.str.replace("i", "u"))
-        elif values.min(initial=0) < 0:
-            low, high = -(high + 1) / 2, (high - 1) / 2
-        else:
-            most = (high - 1) / 2
+        most = (high - 1) / 2
+        if values.min(initial=0) >= 0:
             high = _reached(values, [*(top for top in _TOPS[1:] if top < most), most])
+        elif _is_mislabelled(values):
+            values = values.view(values.dtype.str.replace("i", "u"))
+        else:
+            low, high = -most - 1, most
     elif values.dtype.kind == "f":
         np.nan_to_num(values, copy=False, posinf=0, neginf=0)
         low, high = _range(values, page)
@@ -204,11 +209,13 @@ def _reached(values: Values, tops: Sequence[float]) -> float:
 
 
 def _is_mislabelled(values: Values) -> bool:
-    """Tell whether samples that are called signed are none, as many programs write bytes: then neighbours jump less."""
-    rows = _some_rows(values)
-    unsigned = rows.view(rows.dtype.str.replace("i", "u"))
-    jumps, others = (np.abs(np.diff(each.astype(np.float64), axis=1)).sum() for each in (rows, unsigned))
-    return bool(others < jumps)
+    """Tell whether samples that are called signed are none, as many programs write bytes: neighbours then jump less,
+    for the contrast that there is.
+    """
+    signed = _some_rows(values)
+    unsigned = signed.view(signed.dtype.str.replace("i", "u"))
+    jumps, others = (np.abs(np.diff(each.astype(np.float64), axis=1)).sum() for each in (signed, unsigned))
+    return bool(others * signed.std() <= jumps * unsigned.std())
 
 
 def _some_rows(values: Values) -> Values:

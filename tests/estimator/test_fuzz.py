@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from damage import KINDS, damaged, of_every_form
+from damage import KINDS, of_every_format
 from pictures import ASTRONAUT, encoded
 from PIL import Image
 
@@ -53,9 +53,9 @@ class Fuzz(pool.Task[int, Counter[str]]):
 
     def decode(self, seed: int) -> str:
         random = np.random.default_rng(seed)
-        data = self.whole[random.integers(len(self.whole))]
+        data, damages = self.whole[random.integers(len(self.whole))], list(KINDS.values())
         for _ in range(random.integers(1, 4)):
-            data = damaged(data, int(random.integers(KINDS)), random) if len(data) > 9 else data
+            data = damages[random.integers(len(damages))](data, random) if len(data) > 9 else data
         try:
             picture = decode(data, min_side=[None, 64][random.integers(2)])
         except ImageError as refusal:
@@ -68,7 +68,7 @@ class Fuzz(pool.Task[int, Counter[str]]):
 
 def test_damaged_bytes_are_a_picture_or_a_refusal() -> None:
     small = Image.open(ASTRONAUT).convert("RGB").crop((130, 20, 330, 240)).resize((100, 110))
-    whole = [*of_every_form(small).values()]
+    whole = [*of_every_format(small).values()]
     whole += [encoded(small.convert(mode), form) for mode, form in MODES]
     deep = np.asarray(small).astype(np.uint16) * 257
     whole += [tiff(deep, compression=compression) for compression in (None, "lzw", "deflate", "packbits", "zstd")]

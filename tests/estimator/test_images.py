@@ -141,6 +141,22 @@ def test_a_jpeg_that_ends_early_is_truncated_even_by_little() -> None:
     assert refusal(data[: len(data) // 3]) == "truncated"
 
 
+def test_a_progressive_jpeg_may_lack_its_end_marker_but_no_scan() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8))
+    data = encoded(noise, "JPEG", progressive=True)
+    assert (decode(data[:-2]).rgb == decode(data).rgb).all()
+    scans = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
+    assert len(scans) > 5
+    for after in scans[1:]:
+        before = data.rindex(b"\xff\xc4", 0, after) if b"\xff\xc4" in data[after - 300 : after] else after
+        assert {refusal(data[:cut]) for cut in (before, before + 5, after, after + 5)} == {"truncated"}
+
+
+def test_a_gif_that_ends_in_its_header_is_truncated() -> None:
+    data = encoded(quadrants(), "GIF")
+    assert {refusal(data[:cut]) for cut in (13, 20, len(data) // 2)} == {"truncated"}
+
+
 def test_no_picture_is_unsupported_and_no_bytes_are_empty() -> None:
     assert refusal(b"just a text") == "unsupported"
     assert refusal(b"%PDF-1.7 and so on") == "unsupported"

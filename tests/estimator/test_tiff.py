@@ -214,8 +214,9 @@ def test_signed_samples_are_shifted() -> None:
 def test_bytes_that_are_called_signed_are_read_as_bytes(dtype: type) -> None:
     height, width = GREY.shape
     ramp = np.linspace(0, np.iinfo(dtype).max, width).astype(dtype)[None, :].repeat(height, axis=0)
-    signed = ramp.view(ramp.dtype.str.replace("u", "i"))
-    matches(written(signed, photometric="minisblack"), ramp >> (0 if dtype is np.uint8 else 8))
+    for values in (ramp, np.where(ramp > ramp.max() // 2, ramp.max(), 0).astype(dtype)):
+        signed = values.view(values.dtype.str.replace("u", "i"))
+        matches(written(signed, photometric="minisblack"), values >> (0 if dtype is np.uint8 else 8))
 
 
 @pytest.mark.parametrize(("dtype", "top"), [(np.int8, 127), (np.int16, 32767), (np.int32, 255), (np.int32, 65535)])
