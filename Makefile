@@ -45,8 +45,9 @@ chromium:
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq chromium; \
 	  else echo "The tests need Chromium: sudo apt-get install chromium"; exit 1; fi; }
 
-# The long versions of the tests of damage, of kills and of damaged bytes: some twenty minutes.
-# AGEWATCH_FUZZ_SECONDS=36000 goes on for a night.
+# The long versions of the tests of damage, of kills and of damaged bytes: some half an hour; the first prints a table of
+# formats by kinds of damage. AGEWATCH_SOAK_COPIES names another number of copies; AGEWATCH_FUZZ_SECONDS=36000 goes on
+# for a night.
 soak: install
 	AGEWATCH_SOAK=1 $(BIN)/python -m pytest -s tests/scoring/test_damage.py tests/scoring/test_kills.py tests/estimator/test_fuzz.py
 
