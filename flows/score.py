@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from agewatch import api
+from agewatch.errors import GoneError
 from agewatch.estimator.spec import Mode
 from agewatch.scoring.score import Summary
 
@@ -36,19 +37,23 @@ def score_archive(
 
     `name` is the archive's, by default its folder's; `model` is a model file, by default the store's current.
     A refused share (0..1) of the files found above `max_refused` fails the run, as does a share above `max_gone` of the
-    files of the run before that are gone; rows are committed whatever the outcome. `exclude` names files and folders
-    to pass over, as in .gitignore. Raises what `agewatch.score_archive` raises.
+    files of the run before that are gone, or an archive that is gone altogether; rows are committed whatever the
+    outcome. `exclude` names files and folders to pass over, as in .gitignore. Raises what else
+    `agewatch.score_archive` raises.
     """
-    summary = api.score_archive(
-        archive_folder,
-        model=model,
-        faces=mode,
-        max_refused=max_refused,
-        max_gone=max_gone,
-        exclude=exclude or (),
-        name=name,
-        progress=_Progress(),
-    )
+    try:
+        summary = api.score_archive(
+            archive_folder,
+            model=model,
+            faces=mode,
+            max_refused=max_refused,
+            max_gone=max_gone,
+            exclude=exclude or (),
+            name=name,
+            progress=_Progress(),
+        )
+    except GoneError as gone:  # a finding about the archive, not a failure of this program: told without a trace
+        return Failed(message=str(gone))
     told = f"Archive {summary.archive}"
     create_markdown_artifact(_markdown(summary), key="score-summary", description=told)
     refused = sum(summary.refused.values())

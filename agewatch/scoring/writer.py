@@ -278,8 +278,9 @@ class Writer:
                     return table
                 if known is not None:
                     raise UsageError(
-                        f"The archive name '{self._key.archive}' already stands for {known}; choose another for {root}"
-                        " with --archive NAME."
+                        f"The archive name '{self._key.archive}' already stands for {known}: if that was moved, run"
+                        f" `agewatch archives move {self._key.archive} {root}`, else choose another name with --archive"
+                        " NAME."
                     )
                 require_writable(self._folder)
                 table.alter.set_table_properties(

@@ -179,7 +179,7 @@ def test_a_folder_that_is_missing_is_gone_only_where_the_table_knows_it(run: Any
 def test_a_moved_archive_is_bound_to_its_name_again(run: Any, gone: Any, folder: Path, tmp_path: Path) -> None:
     run()
     moved = folder.rename(tmp_path / "village")
-    with pytest.raises(UsageError, match="--archive"):
+    with pytest.raises(UsageError, match=rf"`agewatch archives move town {moved}`, else .* --archive NAME\.$"):
         run(root=moved, name="town")
     assert archives.move(tmp_path / "table", "town", moved).root == str(moved)
     summary = run(root=moved, name="town")
