@@ -13,7 +13,7 @@ from agewatch.errors import ImageError
 ZEROS = 64
 """More zero bytes where compressed data should end: that part of the file was never written."""
 _JPEG, _JPEG_END, _PNG = b"\xff\xd8", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd9\xff]")  # that a segment follows, none of those within coded data
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # that a segment follows, or the end; none within coded data
 _FRAMES, _PROGRESSIVE, _SCAN = (0xC0, 0xC1, 0xC2), 0xC2, 0xDA
 _CODED_ZEROS = 2  # may end the pixels of a whole JPEG
 _GIF, _GIF_END = b"GIF8", b";"
@@ -96,10 +96,15 @@ def truncated() -> ImageError:
 
 
 def _lacks_scans(data: bytes) -> bool:
-    """Tell whether a JPEG's scans leave out a component, or bits of its coefficients (ITU-T T.81, B.2 and G.1)."""
+    """Tell whether a JPEG without an end leaves out a component, or bits of its coefficients (ITU-T T.81, B.2 and G.1).
+
+    Behind its end there may be anything: the film of a moving photograph, for one.
+    """
     missing: dict[int, set[int]] = {}  # by component, the coefficients that are not there to the last bit
     frame = 0
     for kind, content in _segments(data):
+        if kind == _JPEG_END[1]:
+            return False
         if kind in _FRAMES:
             frame, missing = kind, {component: set(range(64)) for component in content[6::3]}
         elif kind == _SCAN and content and len(content) == 4 + 2 * content[0]:

@@ -152,6 +152,13 @@ def test_a_progressive_jpeg_may_lack_its_end_marker_but_no_scan() -> None:
         assert {refusal(data[:cut]) for cut in (before, before + 5, after, after + 5)} == {"truncated"}
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_stands_behind_a_jpegs_end_does_not_count(progressive: bool) -> None:
+    data = encoded(quadrants(), "JPEG", quality=95, progressive=progressive)
+    for behind in (torn(encoded(quadrants(), "JPEG")), b"\xff\xc2\0\x11\x08" + bytes(range(1, 99)), b"film" * 999):
+        assert (decode(data + behind).rgb == decode(data).rgb).all()
+
+
 def test_a_gif_that_ends_in_its_header_is_truncated() -> None:
     data = encoded(quadrants(), "GIF")
     assert {refusal(data[:cut]) for cut in (13, 20, len(data) // 2)} == {"truncated"}
