@@ -34,6 +34,8 @@ QUICK = [
     "test_display",
     "test_tiff",
     "test_bmp",
+    "test_jpeg2000",
+    "test_raw",
 ]
 """The files of the quick lane, `-m quick`: no server, no command, and at most 90 seconds together."""
 

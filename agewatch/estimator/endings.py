@@ -86,7 +86,7 @@ def is_cut(data: bytes) -> bool:
     if data.startswith(b"BM"):
         return len(data) < int.from_bytes(data[2:6], "little")
     if data[4:8] == b"ftyp":
-        return any(kind in (b"ftyp", b"meta", b"mdat") and not complete for kind, _, complete in _boxes(data))
+        return any(kind in (b"ftyp", b"meta", b"mdat") and not complete for kind, _, complete in boxes(data))
     return data.startswith((b"II", b"MM")) and _is_tiff_cut(data)
 
 
@@ -149,7 +149,7 @@ def _is_webp_unfinished(data: bytes) -> bool:
 
 def _is_heif_unfinished(image: Image.Image, data: bytes) -> bool:
     """Tell whether the media data end in zeros, more than any metadata among them ends in."""
-    zeros = max((_zeros_at_end(content) for kind, content, _ in _boxes(data) if kind == b"mdat"), default=0)
+    zeros = max((_zeros_at_end(content) for kind, content, _ in boxes(data) if kind == b"mdat"), default=0)
     return zeros > ZEROS and zeros > _padding(image)
 
 
@@ -188,8 +188,8 @@ def _decodes(kind: bytes, frame: memoryview) -> bool:
     return True
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
-    """Yield kind, content and completeness of a HEIF or AVIF file's outermost boxes (ISO/IEC 14496-12, 4.2)."""
+def boxes(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
+    """Yield kind, content and completeness of the outermost boxes of HEIF, AVIF and JP2 (ISO/IEC 14496-12, 4.2)."""
     place = 0
     while place + 8 <= len(data):
         length, header = int.from_bytes(data[place : place + 4]), 8

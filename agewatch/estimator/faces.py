@@ -16,6 +16,7 @@ import numpy.typing as npt
 from agewatch.errors import ModelError
 from agewatch.estimator.engine import open_detector_network
 from agewatch.estimator.images import RGB, decode
+from agewatch.estimator.memory import Room
 from agewatch.estimator.spec import Cut
 
 WORKING_SIDE = 960
@@ -56,7 +57,7 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a look at a picture found: upright size in pixels, time of capture (UTC), camera, faces and their chips.
+    """What a look at a picture found: upright size in pixels, time of capture (UTC), camera, rendition, faces, chips.
 
     Largest face first; `chips[i]`, of shape (size, size, 3), belongs to `faces[i]`.
     """
@@ -65,6 +66,7 @@ class Seen:
     height: int
     captured_at: datetime | None
     camera: str | None
+    rendition: str | None
     faces: list[Face]
     chips: list[RGB]
 
@@ -72,21 +74,22 @@ class Seen:
 Detector = Callable[[RGB], list[Face]]
 
 
-def look(data: bytes, detector: Detector | None, cut: Cut) -> Seen:
+def look(data: bytes, detector: Detector | None, cut: Cut, room: Room | None = None) -> Seen:
     """Decode a picture, find its faces and cut their chips; without a detector the whole picture is the face.
 
-    Large pictures are decoded at a fraction of their size, unless a face would then be enlarged for its chip. Raises
-    ImageError.
+    Large pictures are decoded at a fraction of their size, unless a face would then be enlarged for its chip. `room` is
+    what decoding may take (`decode`). Raises ImageError.
     """
-    picture = decode(data, min_side=DECODED_SIDE)
+    picture = decode(data, min_side=DECODED_SIDE, room=room)
     faces = [whole_picture(picture.rgb)] if detector is None else detector(picture.rgb)
     factor = picture.width / picture.rgb.shape[1]
     if factor > 1 and any(cut.scale * face.box[3] < cut.size for face in faces):
-        picture = decode(data)
+        picture = decode(data, room=room)
         faces, factor = [face.scaled(factor) for face in faces], 1.0
     chips = [cut_chip(picture.rgb, face, cut) for face in faces]
     found = [face.scaled(factor) for face in faces] if factor > 1 else faces
-    return Seen(picture.width, picture.height, picture.captured_at, picture.camera, found, chips)
+    told = picture.captured_at, picture.camera, picture.rendition
+    return Seen(picture.width, picture.height, *told, found, chips)
 
 
 class YuNet:

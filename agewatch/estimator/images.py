@@ -1,66 +1,51 @@
 """Bytes -> upright RGB array, or an ImageError that says exactly why not."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from io import BytesIO
+from typing import Any, cast
 
 import cv2
-import numpy as np
-import numpy.typing as npt
 import pillow_heif
 import simplejpeg
-from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from agewatch.errors import ImageError
-from agewatch.estimator import bmp, endings, exif, tiff
+from agewatch.estimator import bmp, endings, exif, jpeg2000, memory, raw, tiff
+from agewatch.estimator.memory import Room
+from agewatch.estimator.pixels import ON_ITS_SIDE, TURNS, to_rgb
+from agewatch.estimator.pixels import RGB as RGB
 
-RGB = npt.NDArray[np.uint8]
-"""Array of shape (height, width, 3), 0..255, sRGB."""
-
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "HEIF", "AVIF")
-MAX_DECODING_BYTES = 5_400_000_000
-"""Pictures whose decoding may take more memory are refused by their header: so much a worker, for a moment."""
-BYTES_A_PIXEL = {"WEBP": 30.0, "AVIF": 26.0}
-"""Peak memory of decoding, where it is not 22: with alpha, turned, or with a profile, whichever costs most.
-
-Measured by benchmarks/decode_memory.py. TIFFs of more than 8 bits cost their own samples besides.
-"""
-_BYTES_A_PIXEL = 22.0
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "HEIF", "AVIF", "JPEG2000")
+PREVIEW = "preview"
+"""The rendition of a camera RAW."""
 
 _SIGNATURES = (
     b"\xff\xd8", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"BM",
+    *jpeg2000.SIGNATURES,
 )  # fmt: skip
 _HEIF_BRANDS = frozenset(
     {b"mif1", b"msf1", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"avif", b"avis", b"miaf"}
 )
-_USUAL_GAMMA, _GAMMA_MARGIN = 1 / 2.2, 0.05  # of PNG's gAMA: nearer ones libpng leaves as they are, too
-_D50 = 5000  # kelvin: the white of TIFF's CIE L*a*b* (TIFF 6.0, section 23)
 _DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL, _EXIF_IFD = 0x9003, 0x9011, 0x8769
 _MAKE, _MODEL = 0x010F, 0x0110
 _SUBFILE_TYPE, _REDUCED = 254, 1
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_BMP_STORED = 8  # bytes a pixel: its masks are taken apart in floats
+_ORIENTATION = 0x0112
 
 Image.init()  # `formats=` below needs every plugin loaded
 pillow_heif.register_heif_opener()
 PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = 2**26, 2**27  # a profile may have megabytes
-Image.MAX_IMAGE_PIXELS = None  # max_pixels replaces Pillow's warning with a refusal
+Image.MAX_IMAGE_PIXELS = None  # `memory` replaces Pillow's warning with a refusal
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A decoded picture: upright sRGB pixels and, from EXIF, when it was taken (UTC) and the camera's make and model.
 
-    `width` and `height` are of the whole upright picture; `rgb` may have been decoded at a fraction of it.
+    `width` and `height` are of the whole upright picture; `rgb` may have been decoded at a fraction of it. `rendition`
+    is `preview` where that was read in the place of a camera's RAW.
     """
 
     rgb: RGB
@@ -68,6 +53,16 @@ class Picture:
     height: int
     captured_at: datetime | None
     camera: str | None
+    rendition: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """How a file is to be decoded; `held` is what its bytes take."""
+
+    min_side: int | None
+    room: Room
+    held: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,30 +78,28 @@ class Quality:
     sharpness: float
 
 
-def decode(data: bytes, *, min_side: int | None = None) -> Picture:
+def decode(data: bytes, *, min_side: int | None = None, room: Room | None = None) -> Picture:
     """Decode the first frame of a picture: upright, colours in sRGB, alpha on white.
 
-    With `min_side`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, its longer side staying at least that
-    many pixels. The format is judged by content, never by name. Raises ImageError with code `empty`, `unsupported`,
-    `too_large`, `truncated` or `unreadable`.
+    With `min_side`, a JPEG (of 2000, too) may be decoded at 1/2, 1/4 or 1/8 of its size, its longer side staying at
+    least that many pixels. `room` is asked before for what decoding takes; by default that is the whole budget. The
+    format is judged by content, never by name. Raises ImageError with code `empty`, `unsupported`, `too_large`,
+    `truncated` or `unreadable`.
     """
     if not data:
         raise ImageError("empty", "The file has no bytes.")
+    wish = _Wish(min_side, room or Room(), len(data))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of harmless metadata; the row's status says the rest
         try:
-            if data.startswith(tiff.SIGNATURES) and (found := tiff.read(data, _refuse_deep)) is not None:
-                return _of_tiff(found)
-            if data.startswith(bmp.SIGNATURE) and (image := bmp.read(data, _refuse_large_bmp)) is not None:
-                return Picture(_to_rgb(image, 1), image.width, image.height, None, None)
-            return _by_pillow(endings.with_marker(data), min_side)
+            return _decode(data, wish)
         except ImageError:
             raise
         except MemoryError as error:
             raise ImageError("too_large", "The picture does not fit into memory.") from error
         except Exception as error:  # decoders answer damaged bytes with any exception there is
             if (bare := endings.without_metadata(data)) is not None:
-                return decode(bare, min_side=min_side)
+                return decode(bare, min_side=min_side, room=room)
             if isinstance(error, UnidentifiedImageError):
                 raise _unidentified(data) from error
             raise _damaged(error, data) from error
@@ -124,26 +117,24 @@ def quality(chip: RGB) -> Quality:
     )
 
 
-def max_pixels(form: str | None, stored: int = 0) -> int:
-    """How many pixels a picture of a format, by Pillow's name, may have; of a deep TIFF with the bytes of each."""
-    return int(MAX_DECODING_BYTES / (BYTES_A_PIXEL.get(form or "", _BYTES_A_PIXEL) + stored))
+def _decode(data: bytes, wish: _Wish) -> Picture:
+    if data.startswith(jpeg2000.SIGNATURES):
+        return _of_jpeg2000(jpeg2000.read(data), wish)
+    if data.startswith(tiff.SIGNATURES):
 
+        def admit(size: tuple[int, int], stored: int, colours: int) -> None:
+            wish.room.take(size, memory.cost_of_deep(size, stored, colours, wish.held))
 
-def _refuse_bombs(size: tuple[int, int], most: int) -> None:
-    width, height = size
-    if width * height > most:
-        raise ImageError(
-            "too_large",
-            f"The picture claims {width} x {height} pixels; the limit of its kind is {most // 10**6} million.",
-        )
+        if (found := tiff.read(data, admit)) is not None:
+            return _of_tiff(found, wish)
+    if data.startswith(bmp.SIGNATURE):
 
+        def admit_bmp(size: tuple[int, int]) -> None:
+            wish.room.take(size, memory.cost_of_deep(size, _BMP_STORED, 4, wish.held))
 
-def _refuse_deep(size: tuple[int, int], stored: int) -> None:
-    _refuse_bombs(size, max_pixels("TIFF", stored))
-
-
-def _refuse_large_bmp(size: tuple[int, int]) -> None:
-    _refuse_bombs(size, max_pixels("BMP"))
+        if (image := bmp.read(data, admit_bmp)) is not None:
+            return Picture(to_rgb(image, 1, None), image.width, image.height, None, None)
+    return _by_pillow(endings.with_marker(data), wish)
 
 
 def _refuse_unusual(image: Image.Image) -> None:
@@ -153,23 +144,59 @@ def _refuse_unusual(image: Image.Image) -> None:
         raise ImageError("unreadable", "The file begins like a picture, but its directory is damaged.")
 
 
-def _by_pillow(data: bytes, min_side: int | None) -> Picture:
+def _by_pillow(data: bytes, wish: _Wish, preview: raw.Preview | None = None) -> Picture:
     with Image.open(BytesIO(data), formats=FORMATS) as image:
-        _refuse_bombs(image.size, max_pixels(image.format))
         _refuse_unusual(image)
-        endings.check(image, data)
         orientation = _orientation(image)
-        width, height = image.size if orientation not in _ON_ITS_SIDE else image.size[::-1]
-        rgb = _turbo(image, data, orientation, min_side)
+        if preview is not None:
+            orientation = preview.turn_of(image.size) or orientation
+        wish.room.take(image.size, memory.cost(image.format, image.mode, image.size, wish.held))
+        endings.check(image, data)
+        width, height = image.size if orientation not in ON_ITS_SIDE else image.size[::-1]
+        rgb = _turbo(image, data, orientation, wish.min_side)
         told = _told(image)
-        return Picture(_to_rgb(image, orientation) if rgb is None else rgb, width, height, *told)
+        if rgb is None:
+            rgb = to_rgb(image, orientation, image.info.get("icc_profile"))
+        return Picture(rgb, width, height, *told)
 
 
-def _of_tiff(found: tiff.Tiff) -> Picture:
-    found.image.info = {"icc_profile": found.profile}
-    rgb = _to_rgb(found.image, found.orientation)
+def _of_tiff(found: tiff.Tiff, wish: _Wish) -> Picture:
+    """A TIFF that was read already, or a camera RAW's preview; the file's own tags say when it was taken."""
     taken = exif.captured_at(found.exif.get("DateTimeOriginal"), found.exif.get("OffsetTimeOriginal"))
-    return Picture(rgb, rgb.shape[1], rgb.shape[0], taken, exif.camera(found.make, found.model))
+    told = taken, exif.camera(found.make, found.model)
+    if isinstance(found.image, Image.Image):
+        rgb = to_rgb(found.image, found.orientation, found.profile)
+        return Picture(rgb, rgb.shape[1], rgb.shape[0], *told)
+    preview = found.image
+    if isinstance(preview.picture, bytes):
+        shown = _by_pillow(endings.with_marker(preview.picture), wish, preview)
+        return replace(shown, captured_at=taken, camera=told[1], rendition=PREVIEW)
+    size = preview.picture.shape[1], preview.picture.shape[0]
+    rgb = to_rgb(preview.picture, preview.turn_of(size) or 1, None)
+    return Picture(rgb, rgb.shape[1], rgb.shape[0], *told, PREVIEW)
+
+
+def _of_jpeg2000(told: jpeg2000.Told, wish: _Wish) -> Picture:
+    with Image.open(BytesIO(told.data), formats=["JPEG2000"]) as image:
+        if told.exif:
+            image.info["exif"] = told.exif
+        orientation = _orientation(image)
+        width, height = image.size if orientation not in ON_ITS_SIDE else image.size[::-1]
+        halvings = jpeg2000.halvings(told, image.size, _halvings(image.size, wish.min_side))
+        size = image.width >> halvings, image.height >> halvings
+        wish.room.take(image.size, memory.cost(image.format, image.mode, size, wish.held))
+        cast(Any, image).reduce = halvings  # a setter of this format, where others have a method
+        image.load()
+        rgb = to_rgb(jpeg2000.mend(image, told), orientation, told.profile)
+        return Picture(rgb, width, height, *_told(image))
+
+
+def _halvings(size: tuple[int, int], min_side: int | None) -> int:
+    """How often a picture's size may be halved on decoding, its longer side staying at least `min_side`; 3 at most."""
+    halvings = 0
+    while min_side and halvings < 3 and max(size) >= min_side << halvings + 1:
+        halvings += 1
+    return halvings
 
 
 def _turbo(image: Image.Image, data: bytes, orientation: int, min_side: int | None) -> RGB | None:
@@ -180,9 +207,7 @@ def _turbo(image: Image.Image, data: bytes, orientation: int, min_side: int | No
     """
     if image.format not in ("JPEG", "MPO"):
         return None
-    factor = 1
-    while min_side and factor < 8 and max(image.size) >= min_side * factor * 2:
-        factor *= 2
+    factor = 2 ** _halvings(image.size, min_side)
     try:
         least = {"min_width": -(-image.width // factor), "min_height": -(-image.height // factor)}
         pixels: RGB = simplejpeg.decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "RGB", **least)
@@ -193,11 +218,7 @@ def _turbo(image: Image.Image, data: bytes, orientation: int, min_side: int | No
     if image.mode != "RGB":
         return None
     profile = image.info.get("icc_profile")
-    if profile or orientation != 1:
-        fast = Image.fromarray(pixels)
-        fast.info = {"icc_profile": profile}
-        return _to_rgb(fast, orientation)
-    return pixels
+    return to_rgb(pixels, orientation, profile) if profile or orientation != 1 else pixels
 
 
 def _orientation(image: Image.Image) -> int:
@@ -210,61 +231,7 @@ def _orientation(image: Image.Image) -> int:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF raises anything; the pixels may be whole
         return 1
-    return int(orientation) if orientation in _TRANSPOSE else 1
-
-
-def _to_rgb(image: Image.Image, orientation: int) -> RGB:
-    profile, curve = image.info.get("icc_profile"), _curve(image)
-    if orientation in _TRANSPOSE:
-        image = image.transpose(_TRANSPOSE[orientation])
-    if image.mode.startswith("I"):
-        image = _to_eight_bits(image)
-    if image.mode == "LAB":
-        image = _to_srgb(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB", _D50)).tobytes())
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if curve is not None:
-            image = image.point([*curve * 3, *range(256)])
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image).convert("RGB")
-    elif image.mode in ("P", "1", "LA") or curve is not None:
-        image = image.convert("RGB")
-        image = image if curve is None else image.point(curve * 3)
-    if profile:
-        image = _to_srgb(image, profile)
-    return np.ascontiguousarray(image.convert("RGB"), dtype=np.uint8)
-
-
-def _curve(image: Image.Image) -> list[int] | None:
-    """What makes a PNG's samples sRGB, where its gAMA chunk says that they are stored otherwise and nothing overrules
-    it (PNG specification, section 13.13); None where they are near enough.
-    """
-    gamma = image.info.get("gamma")
-    if not gamma or abs(gamma / _USUAL_GAMMA - 1) <= _GAMMA_MARGIN or {"icc_profile", "srgb"} & image.info.keys():
-        return None
-    light = np.linspace(0, 1, 256) ** (1 / gamma)
-    stored = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
-    curve: list[int] = (255 * stored).round().astype(int).tolist()
-    return curve
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, as PNG has it, onto 8: 65535 / 255 = 257; its transparent level, if it has one, on white."""
-    values: npt.NDArray[np.float32] = np.asarray(image, dtype=np.float32) / np.float32(257)
-    seen = values.clip(0, 255).round().astype(np.uint8)
-    if isinstance(clear := image.info.get("transparency"), int):
-        seen[np.asarray(image) == clear] = 255
-    return Image.fromarray(seen)
-
-
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert by the embedded ICC profile; a profile that is broken or of other channels is ignored."""
-    try:
-        source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image
-    return image if converted is None else converted
+    return int(orientation) if orientation in TURNS else 1
 
 
 def _told(image: Image.Image) -> tuple[datetime | None, str | None]:

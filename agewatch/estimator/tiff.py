@@ -17,6 +17,7 @@ import tifffile
 from PIL import Image, ImageChops
 
 from agewatch.errors import ImageError
+from agewatch.estimator import raw
 
 SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 4, 5, 6, 8
@@ -42,9 +43,12 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it writes lines abou
 
 @dataclass(frozen=True, slots=True)
 class Tiff:
-    """A picture as it is stored, of mode L, RGB or CMYK, and what its tags say; `exif` by tifffile's names."""
+    """A picture as it is stored, of mode L, RGB or CMYK, or a RAW's preview; and what the tags say.
 
-    image: Image.Image
+    `exif` is by tifffile's names.
+    """
+
+    image: Image.Image | raw.Preview
     orientation: int
     profile: bytes
     make: str
@@ -52,31 +56,43 @@ class Tiff:
     exif: dict[str, Any]
 
 
-def read(data: bytes, refuse: Callable[[tuple[int, int], int], None]) -> Tiff | None:
-    """Read a TIFF's main picture, None where it is left to Pillow; `refuse` is asked before about its size
-    and the bytes of a stored pixel.
+def read(data: bytes, admit: Callable[[tuple[int, int], int, int], None]) -> Tiff | None:
+    """Read a TIFF's main picture, None where it is left to Pillow; `admit` is asked before about its size,
+    the bytes of a stored pixel, and its colours.
 
-    The main picture is the first that is no smaller version of another, else the largest. Raises ImageError with code
+    The main picture is the first that is no smaller version of another, else the largest; a camera RAW's is its
+    preview. Raises ImageError with code
     `unsupported` for kinds that are not read, `truncated` where data are missing; damage raises whatever it raises.
     """
     try:
         file = tifffile.TiffFile(BytesIO(data))
-        page = _main(file)
+        is_raw = raw.is_raw(file, data)
+        page = None if is_raw else _main(file)
     except Exception:  # a directory that it can't read: perhaps Pillow can
         return None
     with file:
+        if is_raw:
+            assert file.pages is not None
+            return _with_tags(raw.read(file, data), file.pages.first)
         if page is None:
             return None
-        refuse((page.imagewidth, page.imagelength), page.samplesperpixel * (page.bitspersample + 7) // 8)
-        image = _decode(page, data)
-        return Tiff(
-            image,
-            _told(page, _ORIENTATION, int, 1),
-            _told(page, _PROFILE, bytes, b""),
-            _told(page, _MAKE, str, ""),
-            _told(page, _MODEL, str, ""),
-            _told(page, _EXIF, dict, {}),
+        admit(
+            (page.imagewidth, page.imagelength),
+            page.samplesperpixel * (page.bitspersample + 7) // 8,
+            _COLOURS.get(page.photometric, 3),
         )
+        return _with_tags(_decode(page, data), page)
+
+
+def _with_tags(image: Image.Image | raw.Preview, page: tifffile.TiffPage) -> Tiff:
+    return Tiff(
+        image,
+        _told(page, _ORIENTATION, int, 1),
+        _told(page, _PROFILE, bytes, b""),
+        _told(page, _MAKE, str, ""),
+        _told(page, _MODEL, str, ""),
+        _told(page, _EXIF, dict, {}),
+    )
 
 
 def _told(page: tifffile.TiffPage, tag: int, kind: type[T], otherwise: T) -> T:
@@ -93,10 +109,7 @@ def _main(file: tifffile.TiffFile) -> tifffile.TiffPage | None:
     first = file.pages.first
     if not first.subfiletype & _REDUCED:
         return None if _is_plain(first) else first
-    pages = [page for page in file.pages or () if isinstance(page, tifffile.TiffPage)]
-    pages += [
-        inner for page in pages if page.subifds for inner in page.pages or () if isinstance(inner, tifffile.TiffPage)
-    ]
+    pages = raw.pages_of(file)
     whole = [page for page in pages if not page.subfiletype & _REDUCED]
     return whole[0] if whole else max(pages, key=lambda page: page.imagewidth * page.imagelength)
 

@@ -19,6 +19,7 @@ PICTURE_SUFFIXES = frozenset(
     {
         ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp",
         ".heic", ".heif", ".hif", ".heics", ".avif",
+        ".jp2", ".j2k", ".dng", ".cr2", ".nef", ".arw",
     }
 )  # fmt: skip
 MAX_BYTES = 2**31

@@ -138,7 +138,7 @@ class Scorer:
                 continue
             self._done[digest] = []
             row |= {"width": seen.width, "height": seen.height, "captured_at": seen.captured_at, "camera": seen.camera}
-            row["turn"] = 0
+            row |= {"rendition": seen.rendition, "turn": 0}
             if not seen.faces:
                 rows.append(row | {"status": "no_face"})
             for index, (face, chip) in enumerate(zip(seen.faces, seen.chips, strict=True)):
