@@ -41,6 +41,7 @@ def score_archive(
     max_refused: float = 0.05,
     max_gone: float = 0.2,
     exclude: Sequence[str] = (),
+    memory_gb: float | None = None,
     name: str | None = None,
     again: "Again" = "nothing",
     progress: Progress = unwatched,
@@ -50,8 +51,8 @@ def score_archive(
 
     return score.score_archive(
         Path(folder), model_path=model_file(model), table=Path(predictions or Settings().predictions),
-        how=_execution(engine, precision, workers, progress), mode=faces, limits=score.Limits(max_refused, max_gone),
-        name=name, again=again, exclude=exclude,
+        how=_execution(engine, precision, workers, progress, memory_gb), mode=faces,
+        limits=score.Limits(max_refused, max_gone), name=name, again=again, exclude=exclude,
     )  # fmt: skip
 
 
@@ -176,7 +177,14 @@ def model_file(model: ModelPath) -> Path:
     return resolve(None if model is None else Path(model), Settings().model_store)
 
 
-def _execution(engine: "EngineName", precision: "Precision", workers: int | None, progress: Progress) -> "Execution":
+def _execution(
+    engine: "EngineName",
+    precision: "Precision",
+    workers: int | None,
+    progress: Progress,
+    memory_gb: float | None = None,
+) -> "Execution":
     from agewatch.scoring.scorer import Execution, cores
 
-    return Execution(Settings().cache, workers or cores(), engine, precision, progress)
+    settings = Settings() if memory_gb is None else Settings(memory_gb=memory_gb)
+    return Execution(settings.cache, workers or cores(), engine, precision, progress, settings.memory_gb)

@@ -1,24 +1,43 @@
-"""Where things lie: argument, then AGEWATCH_* environment, then default. Nothing is written at import."""
+"""Where things lie, and how much memory: argument, then AGEWATCH_* environment, then default.
 
+Nothing is written at import.
+"""
+
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agewatch.errors import UsageError
+
 
 class Settings(BaseSettings):
-    """Folders of agewatch. `AGEWATCH_HOME` holds everything it writes; `AGEWATCH_MODEL_STORE` the model files."""
+    """Settings of agewatch. `AGEWATCH_HOME` holds everything it writes; `AGEWATCH_MODEL_STORE` the model files.
+
+    `AGEWATCH_MEMORY_GB`, in units of 10^9 bytes, is what all workers of a run may take together, or all of a server's.
+    """
 
     model_config = SettingsConfigDict(env_prefix="AGEWATCH_", env_ignore_empty=True)
 
     home: Path = Path(".agewatch")
     model_store: Path = Path("model_store")
+    memory_gb: float = 6.0
 
     @field_validator("home", "model_store")
     @classmethod
     def _expand(cls, folder: Path) -> Path:
         """`~` is the user's home, which no shell has expanded in a service's environment."""
         return folder.expanduser()
+
+    @field_validator("memory_gb", mode="before")
+    @classmethod
+    def _gigabytes(cls, told: object) -> float:
+        """A number of at least 1; said as wrong usage, not as an error of ours."""
+        with suppress(ValueError):
+            if (gigabytes := float(str(told))) >= 1:
+                return gigabytes
+        raise UsageError(f"AGEWATCH_MEMORY_GB is a number of gigabytes, at least 1, not {told!r}.")
 
     @property
     def predictions(self) -> Path:

@@ -17,6 +17,7 @@ from agewatch.errors import ImageError, UsageError
 from agewatch.estimator.engine import Precision, open_engine
 from agewatch.estimator.faces import YuNet, look
 from agewatch.estimator.images import RGB
+from agewatch.estimator.memory import BUDGET_GB, room_of_one
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 
@@ -41,7 +42,8 @@ class AgeHandler:
     def initialize(self, context: Any) -> None:
         """Open the model that TorchServe unpacked. Raises ModelError where it can't be opened.
 
-        The environment may set AGEWATCH_HOME (its cache/ keeps the converted network) and AGEWATCH_PRECISION.
+        The environment may set AGEWATCH_HOME (its cache/ keeps the converted network), AGEWATCH_PRECISION, and
+        AGEWATCH_MEMORY_GB, which here is of one worker: `agewatch serve` gives each its fixed part of the budget.
         """
         folder = Path(context.system_properties["model_dir"])
         cache = Path(os.environ.get("AGEWATCH_HOME", folder)) / "cache"
@@ -49,6 +51,7 @@ class AgeHandler:
         self._model = AgeModel.load(folder)
         self._engine = open_engine(self._model, cache=cache, precision=precision)
         self._detector = YuNet()
+        self._room = room_of_one(float(os.environ.get("AGEWATCH_MEMORY_GB") or BUDGET_GB))
         logger.info("%s on %s, code from %s", self._model.id, self._engine.name, inspect.getfile(AgeModel))
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
@@ -72,7 +75,7 @@ class AgeHandler:
         """Decode one picture and cut its chips; only these are kept, so one picture is held at a time."""
         try:
             mode = _mode(row, headers)
-            seen = look(_picture(row), self._detector if mode == "detect" else None, self._model.spec.cut)
+            seen = look(_picture(row), self._detector if mode == "detect" else None, self._model.spec.cut, self._room)
         except ImageError as error:
             return _refused(_STATUS.get(error.code, HTTPStatus.UNPROCESSABLE_ENTITY), error.code, str(error))
         except UsageError as error:

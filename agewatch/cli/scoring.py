@@ -37,6 +37,9 @@ def score(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Pass over files and folders, as in .gitignore.")
     ] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=1, help="Memory of all workers together, GB; default: 6, or AGEWATCH_MEMORY_GB.")
+    ] = None,
     archive: ArchiveOption = None,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score everything again.")] = False,
     retry_refused: Annotated[bool, typer.Option("--retry-refused", help="Score the refused files again.")] = False,
@@ -48,7 +51,8 @@ def score(
     with display.progress(quiet=as_json) as on_progress:
         summary = api.score_archive(
             folder, model=model, predictions=predictions, faces=faces, engine=engine, precision=precision,
-            workers=workers, max_refused=max_refused, max_gone=max_gone, exclude=exclude or (), name=archive,
+            workers=workers, max_refused=max_refused, max_gone=max_gone, exclude=exclude or (),
+            memory_gb=memory_gb, name=archive,
             again="all" if rescore else "refused" if retry_refused else "nothing", progress=on_progress,
         )  # fmt: skip
     answer(as_json, summary, display.summary, summary)

@@ -183,8 +183,7 @@ def _of_jpeg2000(told: jpeg2000.Told, wish: _Wish) -> Picture:
         orientation = _orientation(image)
         width, height = image.size if orientation not in ON_ITS_SIDE else image.size[::-1]
         halvings = jpeg2000.halvings(told, image.size, _halvings(image.size, wish.min_side))
-        size = image.width >> halvings, image.height >> halvings
-        wish.room.take(image.size, memory.cost(image.format, image.mode, size, wish.held))
+        wish.room.take(image.size, memory.cost(image.format, image.mode, image.size, wish.held))
         cast(Any, image).reduce = halvings  # a setter of this format, where others have a method
         image.load()
         rgb = to_rgb(jpeg2000.mend(image, told), orientation, told.profile)

@@ -93,7 +93,8 @@ def evaluate_archive(
     learnt, modes = SharedKeys(leave_out), modes_of(labelled, how.workers)
     for source, of_source in files.items():
         key = Key(source.name, model.id, modes[source])
-        job = Job(source, key, model_path, how.cache, how.engine, how.precision, uuid.uuid4().hex, learnt)
+        run_id, room = uuid.uuid4().hex, how.room()
+        job = Job(source, key, model_path, how.cache, how.engine, how.precision, run_id, learnt, room)
         for scored in pool.run(job, archive.shards(list(of_source.values()), _SHARD_FILES), how.workers):
             rows += [row for row in scored.rows if row.get("face") in (0, None)]
             counts.update(row["status"] for row in scored.rows)

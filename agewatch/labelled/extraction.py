@@ -20,11 +20,14 @@ import pyarrow as pa
 from agewatch.errors import AgewatchError, ImageError
 from agewatch.estimator.faces import YuNet, look
 from agewatch.estimator.images import RGB, decode, quality
+from agewatch.estimator.memory import Room
 from agewatch.estimator.spec import PREPROCESSING_REVISION, Cut, Mode
 from agewatch.labelled.sources import Labelled
 from agewatch.scoring import archive, pool
 from agewatch.scoring.archive import decode_path
+from agewatch.scoring.room import SharedRoom
 from agewatch.scoring.scorer import one_pictures_misfortune
+from agewatch.settings import Settings
 
 COLUMNS = (
     "mode", "reason", "content_hash", "width", "height", "box_x", "box_y", "box_w", "box_h", "landmarks", "face_score",
@@ -75,10 +78,14 @@ def modes_of(labelled: Sequence[Labelled], workers: int) -> dict[Path, Mode]:
         by_source.setdefault(item.source, []).append(item)
     sample = [item for items in by_source.values() for item in items[:: max(1, len(items) // _SAMPLE)]]
     filled: dict[Path, list[float]] = {source: [] for source in by_source}
-    for found in pool.run(Filling(), archive.shards(sample, _SHARD), workers):
+    for found in pool.run(Filling(_room(workers)), archive.shards(sample, _SHARD), workers):
         for source, share in found:
             filled[source].append(share)
     return {source: _mode(shares) for source, shares in filled.items()}
+
+
+def _room(workers: int) -> Room:
+    return SharedRoom(Settings().memory_gb, workers)
 
 
 def _mode(shares: Sequence[float]) -> Mode:
@@ -91,6 +98,8 @@ def _mode(shares: Sequence[float]) -> Mode:
 class Filling(pool.Task[Labelled, list[tuple[Path, float]]]):
     """How much of its picture's shorter side the largest face is high, 0 where there is none; of those readable."""
 
+    room: Room
+
     def open(self) -> pool.Work[Labelled, list[tuple[Path, float]]]:
         """Open the detector."""
         detector = YuNet()
@@ -99,8 +108,9 @@ class Filling(pool.Task[Labelled, list[tuple[Path, float]]]):
             found = []
             for item in items:
                 starts()
-                with suppress(ImageError), one_pictures_misfortune():
-                    rgb = decode(item.file.read(item.source)[0]).rgb
+                with suppress(ImageError), self.room.picture(starts), one_pictures_misfortune():
+                    self.room.expect(item.file.bytes or 0)
+                    rgb = decode(item.file.read(item.source)[0], room=self.room).rgb
                     faces = detector(rgb)
                     found.append((item.source, faces[0].box[3] / min(rgb.shape[:2]) if faces else 0.0))
             return found
@@ -143,7 +153,7 @@ def _build(folder: Path, labelled: Sequence[Labelled], cut: Cut, workers: int, p
         _reserve(aside / _CHIPS, (len(labelled), *cut.shape))
         places = [Place(index, item, modes[item.source]) for index, item in enumerate(labelled)]
         records: dict[int, Record] = {}
-        for found in pool.run(Extraction(aside / _CHIPS, cut), archive.shards(places, _SHARD), workers):
+        for found in pool.run(Extraction(aside / _CHIPS, cut, _room(workers)), archive.shards(places, _SHARD), workers):
             before = len(records) // _REPORT_EVERY
             records |= found
             if progress and (len(records) // _REPORT_EVERY > before or len(records) == len(places)):
@@ -204,6 +214,7 @@ class Extraction(pool.Task[Place, Mapping[int, Record]]):
 
     chips: Path
     cut: Cut
+    room: Room
 
     def open(self) -> pool.Work[Place, Mapping[int, Record]]:
         """Open the detector and the array, which all workers write."""
@@ -213,7 +224,8 @@ class Extraction(pool.Task[Place, Mapping[int, Record]]):
             found: dict[int, Record] = {}
             for place in places:
                 starts()
-                found[place.index], chip = _extract(place, detector, self.cut)
+                with self.room.picture(starts):
+                    found[place.index], chip = _extract(place, detector, self.cut, self.room)
                 if chip is not None:
                     chips[place.index] = chip
             return found
@@ -228,15 +240,16 @@ class Extraction(pool.Task[Place, Mapping[int, Record]]):
         return {item.index: record}
 
 
-def _extract(place: Place, detector: YuNet, cut: Cut) -> tuple[Record, RGB | None]:
+def _extract(place: Place, detector: YuNet, cut: Cut, room: Room) -> tuple[Record, RGB | None]:
     """The columns of a picture, and its chip where it has one."""
     record = _blank(place.mode)
     try:
+        room.expect(place.item.file.bytes or 0)
         data, _ = place.item.file.read(place.item.source)
         record["content_hash"] = blake2b(data, digest_size=32).hexdigest()
         with one_pictures_misfortune():
-            seen = look(data, detector, cut)
-            whole = seen if place.mode == "detect" else look(data, None, cut)
+            seen = look(data, detector, cut, room)
+            whole = seen if place.mode == "detect" else look(data, None, cut, room)
     except ImageError as refusal:
         return record | {"reason": refusal.code}, None
     record |= {"width": seen.width, "height": seen.height}

