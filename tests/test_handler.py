@@ -13,6 +13,7 @@ import pytest
 from models import tiny_model
 from pictures import ASTRONAUT, encoded, seven_faces, torn
 from PIL import Image
+from zoo import zoo
 
 from agewatch.estimator.spec import Band, Calibration
 from agewatch.release.package import package
@@ -107,7 +108,7 @@ def test_one_bad_picture_harms_no_other(client: Client, faces: dict[str, bytes])
         ({"body": torn(ASTRONAUT.read_bytes())}, 422, "truncated"),
         ({"body": b"\x89PNG\r\n\x1a\n"}, 422, "unreadable"),
         ({"body": b"hello"}, 415, "unsupported"),
-        ({"body": encoded(Image.new("1", (20_000, 20_000)))}, 413, "too_large"),
+        ({"body": zoo()["bomb.png"].data}, 413, "too_large"),
         ({"body": "hello, decoded by TorchServe"}, 415, "unsupported"),
         ({"body": {"parsed": "JSON"}}, 415, "unsupported"),
         ({"body": [1]}, 415, "unsupported"),

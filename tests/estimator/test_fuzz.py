@@ -13,6 +13,7 @@ import tifffile
 from damage import KINDS, of_every_format
 from pictures import ASTRONAUT, encoded
 from PIL import Image
+from raws import MAKERS
 
 from agewatch.errors import ImageError
 from agewatch.estimator.images import decode
@@ -73,6 +74,8 @@ def test_damaged_bytes_are_a_picture_or_a_refusal() -> None:
     deep = np.asarray(small).astype(np.uint16) * 257
     whole += [tiff(deep, compression=compression) for compression in (None, "lzw", "deflate", "packbits", "zstd")]
     whole += [tiff(deep.astype(np.float32) / 65535, compression="deflate", predictor=3), tiff(deep, tile=(32, 32))]
+    whole += [encoded(small, "JPEG2000", no_jp2=bare, tile_size=(64, 64)) for bare in (False, True)]
+    whole += [make(small, small.size) for make in MAKERS.values()]
     first, ends = int.from_bytes(os.urandom(6)), time.monotonic() + SECONDS
 
     def seeds() -> Iterator[range]:
