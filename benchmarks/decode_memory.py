@@ -13,12 +13,13 @@ from time import perf_counter
 import numpy as np
 import psutil
 import tifffile
+from heics import TILE, tiled
 from PIL import Image, ImageCms
 from results import table, write_section
 
 from agewatch import api
 from agewatch.estimator.images import decode
-from agewatch.estimator.memory import BUDGET_GB, Room
+from agewatch.estimator.memory import BANDS_BYTES, BUDGET_GB, Room
 from agewatch.scoring import pool
 from agewatch.scoring.archive import find, shards
 from agewatch.scoring.predictions import Key
@@ -30,8 +31,8 @@ SIDE = 5_000
 AT_ONCE, WORKERS = 8, 2
 SHARE = 0.97
 """So much of the room the largest pictures are charged: their files' bytes are not known before."""
-MOST = {"WEBP": 16_383**2, "AVIF": 16_384**2, "HEIF": 200_000_000}
-"""Pixels: limits of the formats; a larger HEIF than phones make takes its encoder too long."""
+MOST = {"WEBP": 16_383**2 * 3 // 4, "AVIF": 16_384**2 * 3 // 4}
+"""Pixels: limits of the formats, for pictures of 3:4."""
 _SAMPLE_SECONDS = 0.05
 
 Save = Callable[[Image.Image, Path], object]
@@ -85,9 +86,9 @@ def _by_kind(folder: Path) -> tuple[dict[str, float], list[list[str]]]:
     for name in kinds():
         subprocess.run([sys.executable, __file__, name, str(SIDE), str(SIDE), path], check=True)
         done = subprocess.run([sys.executable, __file__, path], capture_output=True, text=True, check=True)
-        measured, asked = map(float, done.stdout.split())
-        charged[name] = asked
-        most = SharedRoom(BUDGET_GB, WORKERS).total / asked
+        measured, asked, pixels = map(float, done.stdout.split())
+        charged[name] = asked - BANDS_BYTES / pixels
+        most = (SharedRoom(BUDGET_GB, WORKERS).total - BANDS_BYTES) / charged[name]
         most = min(most, MOST.get(name.split(",")[0].upper(), most))
         rows.append([name, f"{measured:.1f}", f"{asked:.1f}", f"{most / 1e6:.0f}"])
         print(rows[-1], flush=True)
@@ -204,6 +205,7 @@ def kinds() -> dict[str, Save]:
         ),
         "TIFF, grey of floats": lambda grey, path: tifffile.imwrite(path, np.asarray(grey).astype(np.float32)),
         "HEIF": lambda grey, path: rgb(grey).save(path, "HEIF", quality=10, icc_profile=profile, exif=sideways),
+        "HEIF, tiles": lambda grey, path: path.write_bytes(tiled(rgb(grey), grey.width // TILE, grey.height // TILE)),
         "AVIF, alpha": lambda grey, path: pale(grey).save(path, "AVIF", speed=10, icc_profile=profile),
         "WebP, alpha": lambda grey, path: pale(grey).save(path, "WEBP", lossless=True, method=0, icc_profile=profile),
         "JPEG2000": lambda grey, path: rgb(grey).save(path, "JPEG2000"),
@@ -212,17 +214,18 @@ def kinds() -> dict[str, Save]:
 
 
 AT_THE_LIMIT = (
-    "JPEG", "JPEG, progressive", "PNG", "PNG, grey", "TIFF, black and white, G4", "TIFF, RGB of 16 bits", "HEIF",
+    "JPEG", "JPEG, progressive", "PNG", "PNG, grey", "TIFF, black and white, G4", "TIFF, RGB of 16 bits", "HEIF, tiles",
     "AVIF, alpha", "WebP, alpha", "JPEG2000",
 )  # fmt: skip
 """The kinds of which the largest are scored."""
 
 
-def _measured(path: Path) -> tuple[float, float]:
-    """Peak bytes a pixel of decoding a picture, and what is charged."""
+def _measured(path: Path) -> tuple[float, float, int]:
+    """Peak bytes a pixel of decoding a picture, what is charged, and its pixels."""
     note, before = Note(), _peak()
-    decode(path.read_bytes(), room=note)
-    return (_peak() - before) / SIDE**2, note.asked / SIDE**2
+    picture = decode(path.read_bytes(), room=note)
+    pixels = picture.width * picture.height
+    return (_peak() - before) / pixels, note.asked / pixels, pixels
 
 
 def _peak() -> int:

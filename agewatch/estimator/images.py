@@ -146,11 +146,12 @@ def _refuse_unusual(image: Image.Image) -> None:
 
 def _by_pillow(data: bytes, wish: _Wish, preview: raw.Preview | None = None) -> Picture:
     with Image.open(BytesIO(data), formats=FORMATS) as image:
+        # Asked first: Pillow decodes a PNG to look for its EXIF.
+        wish.room.take(image.size, memory.cost(image.format, image.mode, image.size, wish.held))
         _refuse_unusual(image)
         orientation = _orientation(image)
         if preview is not None:
             orientation = preview.turn_of(image.size) or orientation
-        wish.room.take(image.size, memory.cost(image.format, image.mode, image.size, wish.held))
         endings.check(image, data)
         width, height = image.size if orientation not in ON_ITS_SIDE else image.size[::-1]
         rgb = _turbo(image, data, orientation, wish.min_side)
@@ -178,12 +179,12 @@ def _of_tiff(found: tiff.Tiff, wish: _Wish) -> Picture:
 
 def _of_jpeg2000(told: jpeg2000.Told, wish: _Wish) -> Picture:
     with Image.open(BytesIO(told.data), formats=["JPEG2000"]) as image:
+        wish.room.take(image.size, memory.cost(image.format, image.mode, image.size, wish.held))
         if told.exif:
             image.info["exif"] = told.exif
         orientation = _orientation(image)
         width, height = image.size if orientation not in ON_ITS_SIDE else image.size[::-1]
         halvings = jpeg2000.halvings(told, image.size, _halvings(image.size, wish.min_side))
-        wish.room.take(image.size, memory.cost(image.format, image.mode, image.size, wish.held))
         cast(Any, image).reduce = halvings  # a setter of this format, where others have a method
         image.load()
         rgb = to_rgb(jpeg2000.mend(image, told), orientation, told.profile)

@@ -19,7 +19,8 @@ DECODERS = {"JPEG": 5, "MPO": 5, "JPEG2000": 18, "WEBP": 10, "HEIF": 4, "AVIF": 
 
 A TIFF's may hold the whole picture once more, as its only strip.
 """
-_BANDS = 32_000_000  # of `pixels`, however large the picture
+BANDS_BYTES = 32_000_000
+"""Of `pixels`, however large the picture."""
 _RASTER = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}  # bytes a pixel that Pillow keeps; others have 4
 _RGB = 3
 
@@ -28,12 +29,12 @@ def cost(form: str | None, mode: str, size: tuple[int, int], file_bytes: int) ->
     """Peak memory in bytes of decoding a picture of a format and mode, by Pillow's names; the file's bytes twice."""
     raster = _RASTER.get(mode, 4)
     decoder = raster if form == "TIFF" else DECODERS.get(form or "", 0)
-    return size[0] * size[1] * (decoder + raster + _RGB) + 2 * file_bytes + _BANDS
+    return size[0] * size[1] * (decoder + raster + _RGB) + 2 * file_bytes + BANDS_BYTES
 
 
 def cost_of_deep(size: tuple[int, int], stored: int, colours: int, file_bytes: int) -> int:
     """The same of a TIFF that is decoded to samples first, with the bytes of a stored pixel and its colours."""
-    return size[0] * size[1] * (2 * stored + colours + 4 + _RGB) + 2 * file_bytes + _BANDS
+    return size[0] * size[1] * (2 * stored + colours + 4 + _RGB) + 2 * file_bytes + BANDS_BYTES
 
 
 class Room:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import encoded
-from PIL import Image
+from PIL import Image, ImageFile
 
 from agewatch import settings
 from agewatch.errors import ImageError, UsageError
@@ -167,6 +167,32 @@ def test_a_process_that_is_killed_frees_what_it_held_at_once(tmp_path: Path) -> 
     process.join()
     with room.picture(waiting=lambda: pytest.fail("nobody holds it any more")):
         room.take(SIZE, room.total)
+
+
+class Loaded(Room):
+    """Raises where it is asked for a picture that is decoded already."""
+
+    def take(self, size: tuple[int, int], need: int) -> None:
+        assert not LOADS, "memory was taken before there was room for it"
+
+
+LOADS: list[str] = []
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "HEIF", "AVIF", "JPEG2000"])
+def test_room_is_asked_for_before_anything_is_decoded(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = ImageFile.ImageFile.load
+
+    def noted(image: ImageFile.ImageFile) -> object:
+        LOADS.append(str(image.format))
+        return load(image)
+
+    data = encoded(Image.new("RGB", (64, 64), "red"), form)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", noted)
+    LOADS.clear()
+    decode(data, room=Loaded())
+    assert LOADS or form == "JPEG", "the picture was not decoded by Pillow: this test looks at the wrong place"
+    LOADS.clear()
 
 
 def test_large_pictures_are_decoded_by_bands_as_small_ones_are_whole() -> None:
