@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from agewatch.errors import ModelError
 
-PREPROCESSING_REVISION = 3
+PREPROCESSING_REVISION = 4
 """Raised whenever decoded pixels, chips or quality measures change; a golden test guards it."""
 
 Floats = npt.NDArray[np.float32]

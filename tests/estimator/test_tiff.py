@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from pictures import encoded
 from PIL import Image
-from quarters import GREY, PICTURE, TURNED, deep, matches, written
+from quarters import COLOURS, GREY, PICTURE, SIDE, TURNED, deep, matches, written
 
 from agewatch.errors import ImageError
 from agewatch.estimator.images import decode
