@@ -19,9 +19,10 @@ _USUAL = {
 _MASKS = 54  # where they stand, in the header or after it
 
 
-def read(data: bytes, refuse: Callable[[tuple[int, int]], None]) -> Image.Image | None:
-    """Read a picture with unusual masks as RGB or RGBA, None where it is left to Pillow; `refuse` is asked about its
-    size before. Raises ImageError with code `truncated` where pixels are missing.
+def read(data: bytes, admit: Callable[[tuple[int, int], int, int], None]) -> Image.Image | None:
+    """Read a picture with unusual masks as RGB or RGBA, None where it is left to Pillow; `admit` is asked before about
+    its size, the bytes of a stored pixel, and its colours. Raises ImageError with code `truncated` where pixels are
+    missing.
     """
     if len(data) < _MASKS + 16:
         return None
@@ -33,14 +34,15 @@ def read(data: bytes, refuse: Callable[[tuple[int, int]], None]) -> Image.Image 
         return None
     if width <= 0 or not height:
         return None
-    refuse((width, abs(height)))
+    has_alpha = masks[3] and (header >= 56 or packing == _ALPHA_BITFIELDS)
+    used = masks[: 4 if has_alpha else 3]
+    admit((width, abs(height)), bits // 8, len(used))
     line = -(-width * bits // 32) * 4
     if len(data) < start + line * abs(height):
         raise ImageError("truncated", "The picture's data end early.")
     stored = np.frombuffer(data, np.uint8, line * abs(height), start).reshape(abs(height), line)
     values = np.ascontiguousarray(stored[:, : width * bits // 8]).view(f"<u{bits // 8}")
-    has_alpha = masks[3] and (header >= 56 or packing == _ALPHA_BITFIELDS)
-    channels = [_channel(values, mask) for mask in masks[: 4 if has_alpha else 3]]
+    channels = [_channel(values, mask) for mask in used]
     if has_alpha and not channels[3].any():  # written by programs that know no alpha
         channels.pop()
     pixels = np.stack(channels, axis=2)

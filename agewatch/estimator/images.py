@@ -31,7 +31,6 @@ _HEIF_BRANDS = frozenset(
 _DATE_TIME_ORIGINAL, _OFFSET_TIME_ORIGINAL, _EXIF_IFD = 0x9003, 0x9011, 0x8769
 _MAKE, _MODEL = 0x010F, 0x0110
 _SUBFILE_TYPE, _REDUCED = 254, 1
-_BMP_STORED = 8  # bytes a pixel: its masks are taken apart in floats
 _ORIENTATION = 0x0112
 
 Image.init()  # `formats=` below needs every plugin loaded
@@ -120,20 +119,14 @@ def quality(chip: RGB) -> Quality:
 def _decode(data: bytes, wish: _Wish) -> Picture:
     if data.startswith(jpeg2000.SIGNATURES):
         return _of_jpeg2000(jpeg2000.read(data), wish)
-    if data.startswith(tiff.SIGNATURES):
 
-        def admit(size: tuple[int, int], stored: int, colours: int) -> None:
-            wish.room.take(size, memory.cost_of_deep(size, stored, colours, wish.held))
+    def admit(size: tuple[int, int], stored: int, colours: int) -> None:
+        wish.room.take(size, memory.cost_of_deep(size, stored, colours, wish.held))
 
-        if (found := tiff.read(data, admit)) is not None:
-            return _of_tiff(found, wish)
-    if data.startswith(bmp.SIGNATURE):
-
-        def admit_bmp(size: tuple[int, int]) -> None:
-            wish.room.take(size, memory.cost_of_deep(size, _BMP_STORED, 4, wish.held))
-
-        if (image := bmp.read(data, admit_bmp)) is not None:
-            return Picture(to_rgb(image, 1, None), image.width, image.height, None, None)
+    if data.startswith(tiff.SIGNATURES) and (found := tiff.read(data, admit)) is not None:
+        return _of_tiff(found, wish)
+    if data.startswith(bmp.SIGNATURE) and (image := bmp.read(data, admit)) is not None:
+        return Picture(to_rgb(image, 1, None), image.width, image.height, None, None)
     return _by_pillow(endings.with_marker(data), wish)
 
 
@@ -149,10 +142,10 @@ def _by_pillow(data: bytes, wish: _Wish, preview: raw.Preview | None = None) -> 
         # Asked first: Pillow decodes a PNG to look for its EXIF.
         wish.room.take(image.size, memory.cost(image.format, image.mode, image.size, wish.held))
         _refuse_unusual(image)
+        endings.check(image, data)  # before the XMP goes, which it looks at
         orientation = _orientation(image)
         if preview is not None:
             orientation = preview.turn_of(image.size) or orientation
-        endings.check(image, data)
         width, height = image.size if orientation not in ON_ITS_SIDE else image.size[::-1]
         rgb = _turbo(image, data, orientation, wish.min_side)
         told = _told(image)

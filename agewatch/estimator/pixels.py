@@ -28,7 +28,9 @@ _D50 = 5000  # kelvin: the white of TIFF's CIE L*a*b* (TIFF 6.0, section 23)
 
 
 def to_rgb(source: Image.Image | RGB, orientation: int, profile: bytes | None) -> RGB:
-    """Make upright sRGB of a picture as it was stored: alpha on white, colours by the embedded ICC profile."""
+    """Make upright sRGB of a picture as it was stored: alpha on white, colours by the embedded ICC profile,
+    else by a PNG's gAMA chunk.
+    """
     width, height = source.size if isinstance(source, Image.Image) else source.shape[1::-1]
     rows = max(1, _BAND_PIXELS // width)
     if rows >= height:

@@ -79,7 +79,7 @@ def read(data: bytes, admit: Callable[[tuple[int, int], int, int], None]) -> Tif
         admit(
             (page.imagewidth, page.imagelength),
             page.samplesperpixel * (page.bitspersample + 7) // 8,
-            _COLOURS.get(page.photometric, 3),
+            _COLOURS.get(_photometric(page), 3),
         )
         return _with_tags(_decode(page, data), page)
 
