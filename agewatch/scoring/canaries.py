@@ -98,7 +98,7 @@ def look_again(table: Path, job: Job, files: Sequence[FileRef], workers: int) ->
     """
     key, record = job.key, read(table, job.key.archive)
     place = f"{key.model} {key.mode}"
-    here = {file.path: file for file in files}
+    here = _found(files, {canary.path for canary in record.canaries.get(place, [])})
     known = [canary for canary in record.canaries.get(place, []) if canary.path in here]
     gone = len(record.canaries.get(place, [])) - len(known)
     seen = {row["path"]: row for row in _estimated(job, [here[canary.path] for canary in known], workers)}
@@ -109,7 +109,7 @@ def look_again(table: Path, job: Job, files: Sequence[FileRef], workers: int) ->
         lost += canary.last_age is None
     ages = [(canary.last_age, canary.age) for canary in same if canary.last_age is not None]
     replaced = gone + len(known) - len(same)
-    fresh = _drawn(table, key, here.keys(), same, record) if len(same) < COUNT else []
+    fresh = _drawn(table, key, files, same, record) if len(same) < COUNT else []
     record.canaries[place] = same + fresh
     if not record.canaries[place]:
         return None
@@ -145,7 +145,12 @@ def _estimated(job: Job, files: Sequence[FileRef], workers: int) -> Iterable[dic
         yield from (row for row in scored.rows if row.get("face") in (None, 0))
 
 
-def _drawn(table: Path, key: Key, here: Iterable[str], kept: Sequence[Canary], record: Record) -> list[Canary]:
+def _found(files: Sequence[FileRef], paths: set[str]) -> dict[str, FileRef]:
+    """Those of the files that are at some paths; an archive may have ten million others."""
+    return {file.path: file for file in files if file.path in paths}
+
+
+def _drawn(table: Path, key: Key, files: Sequence[FileRef], kept: Sequence[Canary], record: Record) -> list[Canary]:
     """Files of the baseline that stand for all its ages and face sizes; those of another model first.
 
     In each stratum the ones with the smallest hashes, which is by chance and the same for all.
@@ -154,8 +159,8 @@ def _drawn(table: Path, key: Key, here: Iterable[str], kept: Sequence[Canary], r
     if found is None:
         return []
     rows = _faces(table, key, found)
-    paths = pa.array(sorted(here), pa.string())
-    rows = rows.filter(pc.is_in(rows["path"], paths)).to_pandas().drop_duplicates("content_hash")
+    here = pa.array(list(_found(files, set(rows["path"].to_pylist()))), pa.string())
+    rows = rows.filter(pc.is_in(rows["path"], here)).to_pandas().drop_duplicates("content_hash")
     rows = rows[~rows["content_hash"].isin([canary.content_hash for canary in kept])]
     elsewhere = {canary.content_hash for some in record.canaries.values() for canary in some}
     rows = rows.assign(is_new=~rows["content_hash"].isin(elsewhere))
