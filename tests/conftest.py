@@ -36,6 +36,7 @@ QUICK = [
     "test_bmp",
     "test_jpeg2000",
     "test_raw",
+    "test_evidence",
 ]
 """The files of the quick lane, `-m quick`: no server, no command, and at most 90 seconds together."""
 
