@@ -208,8 +208,8 @@ def kinds() -> dict[str, Save]:
         "HEIF, tiles": lambda grey, path: path.write_bytes(tiled(rgb(grey), grey.width // TILE, grey.height // TILE)),
         "AVIF, alpha": lambda grey, path: pale(grey).save(path, "AVIF", speed=10, icc_profile=profile),
         "WebP, alpha": lambda grey, path: pale(grey).save(path, "WEBP", lossless=True, method=0, icc_profile=profile),
-        "JPEG2000": lambda grey, path: rgb(grey).save(path, "JPEG2000"),
-        "JPEG2000, alpha": lambda grey, path: pale(grey).save(path, "JPEG2000"),
+        "JPEG2000": lambda grey, path: rgb(grey).save(path, "JPEG2000", tile_size=(1024, 1024)),
+        "JPEG2000, alpha": lambda grey, path: pale(grey).save(path, "JPEG2000", tile_size=(1024, 1024)),
     }
 
 

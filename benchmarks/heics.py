@@ -8,7 +8,8 @@ from io import BytesIO
 
 from PIL import Image
 
-TILE = 512
+TILE = 1024
+"""Pixels. Phones have 512; libheif opens at most a thousand tiles."""
 
 
 def tiled(tile: Image.Image, columns: int, rows: int) -> bytes:
