@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from monitoring import evidence, windows
 from monitoring.evidence import Course, Floats, Means, Shares
@@ -14,7 +14,8 @@ from monitoring.windows import Split
 ALPHA = 0.05
 """Chance that a life of evidence.NIGHTS windows without drift ever alarms, over all columns together."""
 _OF_BASELINES = 0.1
-"""The part of it that goes to the true shares of a baseline lying beyond their ends."""
+"""The part of it that goes to the true shares of a baseline lying beyond their ends, of which there are two."""
+_END_ERROR = ALPHA * _OF_BASELINES / 2
 BOUND = 1 / (ALPHA * (1 - _OF_BASELINES))
 """What the evidence of all columns together has to pass: one with the part w of ALPHA has to pass BOUND / w."""
 AGE_PART = 0.5
@@ -105,15 +106,23 @@ class Column:
         """What windows from `since` on moved by, half its 95 % interval, and the baseline's and their value."""
         data = self.data
         if isinstance(data, Shares):
-            before = data.baseline_hits / data.baseline_files
-            now = float(data.hits[since:].sum() / max(data.files[since:].sum(), 1e-9))
-            return now - before, 1.96 * float(self.course.errors[since]), before, now
+            hits, files = float(data.hits[since:].sum()), float(data.files[since:].sum())
+            before, now = data.baseline_hits / data.baseline_files, hits / max(files, 1e-9)
+            error = math.sqrt(_variance(hits, files) + _variance(data.baseline_hits, data.baseline_files))
+            return now - before, float(norm.ppf(0.975)) * error, before, now
         weight = 1 / data.variances[since:]
         if weight.sum() <= 0:
             return 0.0, math.inf, data.baseline, data.baseline
         now = float((weight * data.windows[since:]).sum() / weight.sum())
         error = math.sqrt(1 / weight.sum() + data.baseline_variance)
-        return now - data.baseline, float(t.ppf(0.975, self.course.df)) * error, data.baseline, now
+        df = max(evidence.scale_df(data) + int(np.isfinite(data.variances).sum()) - 1, 1.0)
+        return now - data.baseline, float(t.ppf(0.975, df)) * error, data.baseline, now
+
+
+def _variance(hits: float, files: float) -> float:
+    """Of a share, with half a hit and half a miss more, so that none is certain."""
+    share = (hits + 0.5) / (files + 1)
+    return share * (1 - share) / (files + 1)
 
 
 def of_split(divided: Split) -> tuple[list[Column], list[str]]:
@@ -125,9 +134,8 @@ def of_split(divided: Split) -> tuple[list[Column], list[str]]:
     for name in ("refused_share", "no_face_share"):
         data[name] = (_LABELS[name], windows.shares(divided, sums[name.removesuffix("_share")], sums["files"]))
     usable = {name: (label, some) for name, (label, some) in data.items() if some is not None}
-    error = ALPHA * _OF_BASELINES / max(len(usable), 1)
     courses = {
-        name: evidence.of_shares(some, error)
+        name: evidence.of_shares(some, _END_ERROR)
         if isinstance(some, Shares)
         else evidence.of_means(some, _PRIOR * MATERIAL[name])
         for name, (_, some) in usable.items()
@@ -203,9 +211,7 @@ def _visible_share(shares: Shares, log_bound: float) -> float:
     before, files = shares.baseline_hits / shares.baseline_files, max(float(shares.files[-1]), 1e-9)
     rises = np.linspace(0, 1 - before, 101)[1:]
     tried = Shares(shares.baseline_hits, shares.baseline_files, (before + rises) * files, np.full(100, files))
-    seen = evidence.of_shares(tried, ALPHA * _OF_BASELINES / len(UNITS)).log_alone >= log_bound + math.log(
-        evidence.NIGHTS
-    )
+    seen = evidence.of_shares(tried, _END_ERROR).log_alone >= log_bound + math.log(evidence.NIGHTS)
     return float(rises[seen.argmax()]) if seen.any() else math.inf
 
 

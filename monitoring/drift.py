@@ -3,11 +3,12 @@
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from agewatch import api
 from agewatch.errors import TableError, UsageError
@@ -76,7 +77,7 @@ class DriftRun:
             "segments": [],
             "windows": [
                 {**_period(one.window), "age_effect": one.age_effect, "value": one.value, "notable": one.notable}
-                for one in verdict.windows
+                for one in verdict.shown
             ],
             "canaries": seen and seen.model_dump(mode="json", exclude={"model", "mode"}),
             "model_change": self.model_change and asdict(self.model_change),
@@ -95,7 +96,7 @@ def run(
     predictions_dir: Path | None = None,
     out: Path | None = None,
     mode: Mode | None = None,
-    by: By = "night",
+    by: By | Literal["captured-month"] = "night",
     since: date | None = None,
     until: date | None = None,
 ) -> DriftRun:
@@ -120,7 +121,7 @@ def run(
         cells = cells[cells["night"].dt.date <= until]
     told = [said for said in baselines.accepted(table, key.archive) if said.at.date() <= until]
     verdict = judge(cells, _baseline(cells, told), by=by, since=since, until=until)
-    seen = instrument.last(canaries.read(table, key.archive), key, until)
+    seen = instrument.last(canaries.read(table, key.archive), key, told[-1].at if told else None, until)
     if seen is not None:
         verdict = replace(verdict, notes=(*verdict.notes, *seen.notes))
     if seen is not None and seen.moved:
@@ -130,7 +131,7 @@ def run(
     out = (out or run_dir(settings.reports, key.archive)).absolute()
     out.mkdir(parents=True, exist_ok=True)
     found = DriftRun(key, verdict, seen, changed, out / "index.html", out / "drift.json")
-    report.write(found.html, found.verdict, *_drawn(table, key, verdict), key)
+    report.write(found.html, found.verdict, *_drawn(table, key, verdict, int(cells["faces"].sum())), key)
     write_json(found.json, found.content())
     return found
 
@@ -158,10 +159,7 @@ def accept(
             f"Nothing of '{archive}' arrived from {first} to {until}; its nights are {nights[0]} to {nights[-1]}."
         )
     said = baselines.accept(table, archive, first, until)
-    try:
-        canaries.accept(table, archive)
-    except OSError as error:
-        raise TableError(f"The canaries' record beside the table can't be written: {error.strerror}.") from error
+    canaries.accept(table, archive)
     return archive, said
 
 
@@ -209,10 +207,13 @@ def _baseline(cells: Any, told: list[Accepted]) -> Baseline | None:
     return baselines.of_nights([night.date() for night in faces.index], [int(n) for n in faces], told)
 
 
-def _drawn(table: Path, key: Key, verdict: Verdict) -> tuple[pa.Table, pa.Table]:
-    """Rows of the baseline, and of what arrived since the drift or in the last window, thinned where they are many."""
+def _drawn(table: Path, key: Key, verdict: Verdict, faces: int) -> tuple[pa.Table, pa.Table]:
+    """Rows of the baseline, and of what arrived since the drift or in the last window, thinned where they are many.
+
+    Without a baseline none of it, and rows of all of so many faces.
+    """
     if verdict.baseline is None:
-        return predictions.SCHEMA.empty_table(), predictions.read(table, key.where, summaries.COLUMNS)
+        return predictions.SCHEMA.empty_table(), _read(table, key, predictions.some(faces, _MOST_DRAWN))
     later = [one.window for one in verdict.windows if verdict.since is None or one.window.first >= verdict.since]
     later = later if verdict.since else later[-1:]
     if not later:
@@ -224,8 +225,12 @@ def _drawn(table: Path, key: Key, verdict: Verdict) -> tuple[pa.Table, pa.Table]
 
 
 def _arrived(table: Path, key: Key, window: Window) -> pa.Table:
-    within = predictions.arrived(window.first, window.until) & predictions.some(window.n_faces, _MOST_DRAWN)
-    return predictions.read(table, key.where & (pc.field("status") == "ok") & within, summaries.COLUMNS)
+    within = predictions.arrived(window.first, window.until)
+    return _read(table, key, within & predictions.some(window.n_faces, _MOST_DRAWN))
+
+
+def _read(table: Path, key: Key, where: ds.Expression) -> pa.Table:
+    return predictions.read(table, key.where & (pc.field("status") == "ok") & where, summaries.COLUMNS)
 
 
 def _period(window: Window | None) -> dict[str, Any]:

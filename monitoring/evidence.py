@@ -66,28 +66,24 @@ class Shares:
 class Course:
     """The evidence of one column as the windows went by; logarithms are natural.
 
-    `log_e` and `log_alone`, shape (windows,): the evidence at each window's end, and that of the window by itself,
-    without the price of a life. Of each window as the first of a change, shape (windows,): `log_weight`, by which the
-    last evidence is made up, and the change `effects` with its `errors` (standard errors of `df` degrees of freedom),
-    in the column's unit.
+    All have shape (windows,): `log_e` and `log_alone` are the evidence at each window's end, and that of the window by
+    itself, without the price of a life; `log_weight` is what each window, as the first of a change, adds to the last
+    evidence.
     """
 
     log_e: Floats
     log_alone: Floats
     log_weight: Floats
-    effects: Floats
-    errors: Floats
-    df: float
 
 
 def of_means(means: Means, spread: float) -> Course:
     """The evidence of a change of the mean, over a normal prior of its size with this standard deviation."""
     y, p = _centred(means)
-    df, tau = min(means.groups - 1.0, _SCALE_GROUPS), spread**-2
+    df, tau = scale_df(means), spread**-2
     total, weighted, squared = np.cumsum(p), np.cumsum(p * y), np.cumsum(p * y * y)
     seen = np.cumsum(p > 0) - 1
     count = len(y) - 1
-    log_e, log_alone, log_ratio, s_xx, s_xy = np.empty(count), np.empty(count), p[1:], p[1:], p[1:]
+    log_e, log_alone, log_ratio = np.empty(count), np.empty(count), np.empty(count)
     for now in range(1, count + 1):
         after = total[now] - total[:now]
         s_xx = after * total[:now] / total[now]
@@ -96,8 +92,12 @@ def of_means(means: Means, spread: float) -> Course:
         gain = s_xy * s_xy / ((s_xx + tau) * rest)
         log_ratio = -0.5 * (np.log1p(s_xx / tau) + (df + seen[now]) * np.log1p(-gain))
         log_e[now - 1], log_alone[now - 1] = _log_sum(log_ratio) - np.log(NIGHTS), log_ratio[-1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return Course(log_e, log_alone, log_ratio, s_xy / s_xx, 1 / np.sqrt(s_xx), max(df + seen[-1] - 1, 1.0))
+    return Course(log_e, log_alone, log_ratio)
+
+
+def scale_df(means: Means) -> float:
+    """Degrees of freedom of what the baseline's groups tell of the noise's scale."""
+    return min(means.groups - 1.0, _SCALE_GROUPS)
 
 
 def _log_sum(logs: Floats) -> float:
@@ -112,7 +112,7 @@ def visible(means: Means, spread: float, log_bound: float) -> tuple[float, float
     By now, had they begun in the last window; by now, had they begun in the first; and after any number of windows.
     """
     _, p = _centred(means)
-    df, seen = min(means.groups - 1.0, _SCALE_GROUPS), int(np.sum(p[1:] > 0))
+    df, seen = scale_df(means), int(np.sum(p[1:] > 0))
     total = p.sum()
     last, first = p[-1] * (total - p[-1]) / total, p[0] * (total - p[0]) / total
     cases = ((last, seen), (first, seen), (p[0], 100 * NIGHTS))
@@ -152,12 +152,8 @@ def of_shares(shares: Shares, error: float) -> Course:
         log_sums = np.logaddexp(log_sums, 0.0) + steps[:, now]
         log_e[now] = _log_sum(log_sums) - price - np.log(NIGHTS)
     since = np.cumsum(steps[:, ::-1], axis=1)[:, ::-1]
-    hits, files = (np.cumsum(counts[::-1])[::-1] for counts in (shares.hits, shares.files))
-    share, before = (hits + 0.5) / (files + 1), shares.baseline_hits / shares.baseline_files
-    errors = np.sqrt(share * (1 - share) / (files + 1) + _variance(shares))
-    effects = hits / np.maximum(files, 1e-9) - before
     alone, weight = (np.asarray(logsumexp(logs, axis=0)) - price for logs in (steps, since))
-    return Course(log_e, alone, weight, effects, errors, np.inf)
+    return Course(log_e, alone, weight)
 
 
 def _ends(shares: Shares, error: float) -> tuple[float, float]:
@@ -166,11 +162,6 @@ def _ends(shares: Shares, error: float) -> tuple[float, float]:
     low = float(beta.ppf(error / 2, hits, misses + 1)) if hits > 0 else 0.0
     high = float(beta.isf(error / 2, hits + 1, misses)) if misses > 0 else 1.0
     return low, high
-
-
-def _variance(shares: Shares) -> float:
-    share = (shares.baseline_hits + 0.5) / (shares.baseline_files + 1)
-    return share * (1 - share) / (shares.baseline_files + 1)
 
 
 def _centred(means: Means) -> tuple[Floats, Floats]:

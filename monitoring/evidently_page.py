@@ -19,7 +19,7 @@ from evidently.legacy.core import ColumnType
 from evidently.metrics import MedianValue, ValueDrift
 
 from monitoring.columns import ColumnDrift
-from monitoring.summaries import Floats
+from monitoring.evidence import Floats
 from monitoring.verdict import Verdict
 
 MAX_DRAWN = 20_000

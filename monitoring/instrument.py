@@ -1,7 +1,7 @@
 """What the canaries say: whether the same pictures are still given the same ages."""
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 
 from agewatch.scoring.canaries import CanaryRun, Record
 from agewatch.scoring.predictions import Key
@@ -52,7 +52,11 @@ class Instrument:
         return (f"{self.run.replaced:,} canaries were gone or had changed; others took their place.",)
 
 
-def last(record: Record, key: Key, until: date) -> Instrument | None:
-    """What the last run up to a day (UTC, included) saw with this model and mode; None where none looked."""
-    runs = [run for run in record.runs if (run.model, run.mode) == (key.model, key.mode) and run.at.date() <= until]
+def last(record: Record, key: Key, accepted: datetime | None, until: date) -> Instrument | None:
+    """What the last run up to a day (UTC, included) saw with this model and mode; None where none looked.
+
+    Runs before something was accepted no longer count: the ages were accepted with it.
+    """
+    ours = [run for run in record.runs if (run.model, run.mode) == (key.model, key.mode)]
+    runs = [run for run in ours if run.at.date() <= until and (accepted is None or run.at > accepted)]
     return Instrument(runs[-1]) if runs else None

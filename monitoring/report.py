@@ -25,7 +25,7 @@ def write(page: Path, verdict: Verdict, baseline: pa.Table, current: pa.Table, k
         columns=[(column, _value(column, column.before), _value(column, column.now), _change(column))
                  for column in verdict.columns],
         amount=story.amount,
-        windows=verdict.windows[-_LAST_WINDOWS:],
+        windows=verdict.shown[-_LAST_WINDOWS:],
         facts=_facts(verdict, key),
     )  # fmt: skip
     drawn = evidently_page.page(verdict, summaries.values(baseline), summaries.values(current))

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,8 +20,7 @@ from agewatch.files import replacing
 from agewatch.scoring import predictions
 from agewatch.scoring.beside import folder_of
 from agewatch.scoring.predictions import Key, open_table, place, plain
-
-Floats = npt.NDArray[np.float64]
+from monitoring.evidence import Floats
 
 MEASURES = ("age", "age_interval", "face_score", "brightness", "contrast", "sharpness")
 """What is known of a face. Sharpness counts in doublings (base-2 logarithms): it spans three orders of magnitude."""
@@ -93,6 +91,8 @@ def _together(sums: pd.DataFrame) -> pd.DataFrame:
 def _data_files(table: Path, archive: str) -> set[str]:
     """The table's files that may hold rows of an archive, by their own statistics."""
     actions = open_table(table).get_add_actions(flatten=True)
+    if not actions.num_rows:
+        return set()
     columns = [actions[name].to_pylist() for name in ("path", "min.archive", "max.archive")]
     return {
         name for name, least, most in zip(*columns, strict=True) if None in (least, most) or least <= archive <= most

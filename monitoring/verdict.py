@@ -55,10 +55,21 @@ class Verdict:
     is_accepted: bool = False
     columns: tuple[ColumnDrift, ...] = ()
     windows: tuple[WindowEvidence, ...] = ()
+    months: tuple[WindowEvidence, ...] = ()
+
+    @property
+    def shown(self) -> tuple[WindowEvidence, ...]:
+        """The windows that were asked for: of arrival, on which the answer rests, or the months of capture."""
+        return self.months or self.windows
 
 
 def judge(
-    cells: pd.DataFrame, baseline: Baseline | None, *, by: By = "night", since: date | None = None, until: date
+    cells: pd.DataFrame,
+    baseline: Baseline | None,
+    *,
+    by: By | Literal["captured-month"] = "night",
+    since: date | None = None,
+    until: date,
 ) -> Verdict:
     """Judge what arrived up to `until` (UTC date, included) against the baseline.
 
@@ -82,7 +93,10 @@ def judge(
         is_accepted=baseline.is_accepted,
     )
     found = _judged(divided, known) if divided.windows else known
-    return _described(found, windows.split(cells, baseline, by, since)) if by == "captured-month" else found
+    if by != "captured-month":
+        return found
+    months = windows.captured_months(cells, baseline)
+    return replace(found, months=tuple(WindowEvidence(window, apart, None, False) for window, apart in months))
 
 
 def _judged(divided: Split, known: Verdict) -> Verdict:
@@ -136,16 +150,3 @@ def _age_effect(ages: object, number: int) -> float | None:
     if not isinstance(ages, Means) or not np.isfinite(ages.variances[number]):
         return None
     return float(ages.windows[number] - ages.baseline)
-
-
-def _described(found: Verdict, months: Split) -> Verdict:
-    """A verdict with the windows of another division, which give no evidence."""
-    ages = columns.ages(months)
-    effects = [_age_effect(ages, number) for number in range(len(months.windows))]
-    return replace(
-        found,
-        windows=tuple(
-            WindowEvidence(window, effect, None, notable=False)
-            for window, effect in zip(months.windows, effects, strict=True)
-        ),
-    )

@@ -13,8 +13,9 @@ from agewatch.scoring.baseline import Baseline
 from monitoring.evidence import Floats, Means, Shares
 from monitoring.summaries import CELL
 
-By = Literal["night", "week", "month", "captured-month"]
-"""What a window is: what arrived in one night, week or month, or what was captured in one month."""
+By = Literal["night", "week", "month"]
+"""What a window is: what arrived in one night, week or month."""
+_PERIODS = {"night": "D", "week": "W", "month": "M"}
 Alike = Literal["folder", "capture day", "picture"]
 """What pictures of a group have in common; a picture may be a group by itself."""
 LEAST_FACES = 30
@@ -61,12 +62,9 @@ def split(cells: pd.DataFrame, baseline: Baseline, by: By = "night", since: date
     nights = cells["night"].dt.date.to_numpy()
     is_base = (nights >= baseline.first) & (nights <= baseline.until)
     after = nights > baseline.until if since is None else (nights >= since) & ~is_base
-    if by == "captured-month":
-        after, key = cells["day"].notna().to_numpy(), cells["day"].dt.to_period("M").dt.start_time
-    else:
-        key = cells["night"].dt.to_period({"night": "D", "week": "W", "month": "M"}[by]).dt.start_time
+    key = cells["night"].dt.to_period(_PERIODS[by]).dt.start_time
     base, later = cells[is_base], cells[after].assign(key=key[after])
-    windows, waiting, number = _carried(later)
+    windows, waiting, number = _carried(later, "night")
     later = later.assign(window=later["key"].map(number).fillna(-2).astype(int))
     both = pd.concat([base.assign(window=-1), later[later["window"] >= 0].drop(columns="key")], ignore_index=True)
     alike, group = _groups(both)
@@ -74,10 +72,27 @@ def split(cells: pd.DataFrame, baseline: Baseline, by: By = "night", since: date
     return Split(sums, _window(base) if len(base) else None, windows, waiting, alike)
 
 
-def _carried(later: pd.DataFrame) -> tuple[tuple[Window, ...], Window | None, dict[pd.Timestamp, int]]:
-    """The windows, what waits for more faces, and each key's window."""
-    sums = later.groupby("key").agg(
-        first=("night", "min"), until=("night", "max"), files=("files", "sum"), faces=("faces", "sum")
+def captured_months(cells: pd.DataFrame, baseline: Baseline) -> list[tuple[Window, float]]:
+    """Windows of all pictures by the month of their capture, and how far each one's mean age lies from the baseline's.
+
+    In years; plain means over faces.
+    """
+    nights = cells["night"].dt.date.to_numpy()
+    base = cells[(nights >= baseline.first) & (nights <= baseline.until)]
+    dated = cells[cells["day"].notna()]
+    dated = dated.assign(key=dated["day"].dt.to_period("M").dt.start_time)
+    windows, _, number = _carried(dated, "day")
+    sums = dated.groupby(dated["key"].map(number))[["age_sum", "age_n"]].sum()
+    apart = sums["age_sum"] / sums["age_n"] - base["age_sum"].sum() / base["age_n"].sum()
+    return list(zip(windows, apart.to_list(), strict=True))
+
+
+def _carried(
+    cells: pd.DataFrame, day: Literal["night", "day"]
+) -> tuple[tuple[Window, ...], Window | None, dict[pd.Timestamp, int]]:
+    """The windows by the column `key`, what waits for more faces, and each key's window; `day` is what they go by."""
+    sums = cells.groupby("key").agg(
+        first=(day, "min"), until=(day, "max"), files=("files", "sum"), faces=("faces", "sum")
     )
     windows: list[Window] = []
     number: dict[pd.Timestamp, int] = {}

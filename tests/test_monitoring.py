@@ -172,12 +172,16 @@ def test_canaries_that_moved_alarm_whatever_arrived(model_dir: Path, model: str,
     assert told(calm_run, moved, until=day(7)).cause is None
     assert told(seen(0.0, lost=20, model=model)).cause == "instrument"
     assert told().content()["canaries"] is None
+    drift.accept("town", predictions_dir=table)
+    assert told(moved).cause is None, "it was accepted after that run"
 
 
 def test_an_accept_takes_the_canaries_ages_as_they_are_now(tmp_path: Path) -> None:
     table = store(tmp_path / "t", night(0, 100))
     known = Canary(path="a", content_hash="0", age=30.0, last_age=31.5)
-    canaries._write(table, "town", Record(canaries={"m detect": [known, Canary(path="b", content_hash="1", age=20.0)]}))
+    fresh = Canary(path="b", content_hash="1", age=20.0)
+    lost = Canary(path="c", content_hash="2", age=40.0, lost=True)
+    canaries._write(table, "town", Record(canaries={"m detect": [known, fresh, lost]}))
     drift.accept("town", predictions_dir=table)
     assert [canary.age for canary in canaries.read(table, "town").canaries["m detect"]] == [31.5, 20.0]
 

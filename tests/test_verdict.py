@@ -197,7 +197,15 @@ def test_a_flat_archive_with_dates_is_grouped_by_the_day_of_capture() -> None:
 def test_weeks_months_and_captured_months_are_windows_too() -> None:
     rows = cells(night(0, 4000), *(night(n, 40, captured=date(2020, 1 + n % 3, 1)) for n in range(1, 60)))
     by = {name: judge(rows, BASE, by=name, until=day(400)) for name in ("night", "week", "month", "captured-month")}
-    assert [len(by[name].windows) for name in ("night", "week", "month", "captured-month")] == [59, 9, 3, 3]
-    assert all(one.value is None for one in by["captured-month"].windows)
+    assert [len(by[name].shown) for name in ("night", "week", "month", "captured-month")] == [59, 9, 3, 3]
+    months = by["captured-month"].months
+    assert [one.window.first for one in months] == [date(2020, n, 1) for n in (1, 2, 3)]
+    assert [one.window.n_faces for one in months] == [760, 800, 800]
+    assert all(one.value is None for one in months)
+    frame = rows[rows["day"] == pd.Timestamp(2020, 2, 1)]
+    accepted = rows[rows["day"].isna()]
+    means = [some["age_sum"].sum() / some["age_n"].sum() for some in (frame, accepted)]
+    assert months[1].age_effect == pytest.approx(means[0] - means[1])
+    assert by["captured-month"].windows == by["night"].windows
     assert by["captured-month"].answer == by["night"].answer
     assert len(judge(rows, BASE, since=day(50), until=day(400)).windows) == 10

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 
 import pyarrow as pa
@@ -100,8 +99,9 @@ def _copy_others(table: Path, name: str, fresh: Path) -> None:
     made = DeltaTable.create(place(fresh), SCHEMA)
     made.alter.set_table_properties(kept, raise_if_not_exists=False)
     write_deltalake(made, others, mode="append")
-    if (table / FOLDER).is_dir():
-        shutil.copytree(table / FOLDER, fresh / FOLDER, ignore=shutil.ignore_patterns(escape(name_of(name))))
+    for beside in (table / FOLDER).glob("*"):
+        if beside.name != name_of(name):
+            shutil.copytree(beside, fresh / FOLDER / beside.name)
 
 
 def _replace(table: Path, fresh: Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from agewatch.errors import TableError
 from agewatch.files import write_json
 from agewatch.scoring import baseline, pool, predictions
 from agewatch.scoring.archive import FileRef
@@ -23,7 +24,7 @@ from agewatch.scoring.predictions import Key
 from agewatch.scoring.scorer import Job
 
 COUNT = 200
-"""Canaries of an archive: enough to see a tenth of a year, and some seconds' work."""
+"""Canaries of an archive: some seconds' work."""
 _STRATA = 5  # of the age, and of the face's size: eight files of each pair
 _SHARD = 25
 _MOST_DRAWN_FROM = 50_000
@@ -31,7 +32,10 @@ _FILE_NAME = "canaries.json"
 
 
 class Canary(BaseModel):
-    """A file by its content, and what the model said of its largest face: first, and in the last run (years)."""
+    """A file by its content, and the age of its largest face, in years: at first, and in the last run that looked.
+
+    `lost` where that run found no face in it.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -39,6 +43,7 @@ class Canary(BaseModel):
     content_hash: str
     age: float
     last_age: float | None = None
+    lost: bool = False
 
 
 class CanaryRun(BaseModel):
@@ -82,10 +87,15 @@ def read(table: Path, archive: str) -> Record:
 
 
 def accept(table: Path, archive: str) -> None:
-    """Take the ages of the last run as those that later ones are compared with. Raises OSError."""
+    """Take the ages of the last run as those that later ones are compared with, and let go of lost faces.
+
+    Raises TableError where the record can't be written.
+    """
     record = read(table, archive)
-    for canary in (canary for some in record.canaries.values() for canary in some):
-        canary.age = canary.age if canary.last_age is None else canary.last_age
+    for place, some in record.canaries.items():
+        record.canaries[place] = [canary for canary in some if not canary.lost]
+        for canary in record.canaries[place]:
+            canary.age = canary.age if canary.last_age is None else canary.last_age
     if record.canaries:
         _write(table, archive, record)
 
@@ -93,8 +103,8 @@ def accept(table: Path, archive: str) -> None:
 def look_again(table: Path, job: Job, files: Sequence[FileRef], workers: int) -> CanaryRun | None:
     """Estimate an archive's canaries again and put on record what came out; None before its baseline is full.
 
-    `files` are those that the archive holds now. Raises what the pool raises, TableError, and OSError where the record
-    can't be written.
+    `files` are those that the archive holds now. Raises what the pool raises, and TableError where the table can't be
+    read or the record not written.
     """
     key, record = job.key, read(table, job.key.archive)
     place = f"{key.model} {key.mode}"
@@ -103,22 +113,22 @@ def look_again(table: Path, job: Job, files: Sequence[FileRef], workers: int) ->
     gone = len(record.canaries.get(place, [])) - len(known)
     seen = {row["path"]: row for row in _estimated(job, [here[canary.path] for canary in known], workers)}
     same = [canary for canary in known if seen[canary.path].get("content_hash") == canary.content_hash]
-    lost = 0
     for canary in same:
         canary.last_age = seen[canary.path].get("age")
-        lost += canary.last_age is None
+        canary.lost = canary.last_age is None
     ages = [(canary.last_age, canary.age) for canary in same if canary.last_age is not None]
+    lost = len(same) - len(ages)
     replaced = gone + len(known) - len(same)
     fresh = _drawn(table, key, files, same, record) if len(same) < COUNT else []
     record.canaries[place] = same + fresh
     if not record.canaries[place]:
         return None
-    run = _run(job, ages, lost, min(replaced, len(fresh)), next(iter(seen.values()), {}).get("engine", "none"))
-    if ages or lost:
+    run = None
+    if same:
+        run = _run(job, ages, lost, min(replaced, len(fresh)), seen[same[0].path]["engine"])
         record.runs.append(run)
-    if ages or lost or fresh:
-        _write(table, key.archive, record)
-    return run if ages or lost else None
+    _write(table, key.archive, record)
+    return run
 
 
 def _run(job: Job, ages: Sequence[tuple[float, float]], lost: int, replaced: int, engine: str) -> CanaryRun:
@@ -199,6 +209,12 @@ def _faces(table: Path, key: Key, accepted: Baseline) -> pa.Table:
 
 def _write(table: Path, archive: str, record: Record) -> None:
     file = folder_of(table, archive) / _FILE_NAME
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_json(file, record.model_dump(mode="json"))
-    file.chmod(0o600)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_json(file, record.model_dump(mode="json"))
+        file.chmod(0o600)
+    except OSError as error:
+        raise TableError(
+            f"What the canaries showed can't be written beside the table {table} ({error.strerror or error}); rows that"
+            " were committed are kept."
+        ) from error

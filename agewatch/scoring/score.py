@@ -173,17 +173,11 @@ def _note_the_gone(writer: Writer, listing: Listing, limits: Limits, missed: Mis
 
 
 def _look_at_canaries(table: Path, job: Job, listing: Listing, writer: Writer, workers: int) -> None:
-    """Estimate the canaries again. Raises TableError where what came out can't be put on record."""
+    """Estimate the canaries again, once there can be a baseline to draw them from. Raises what `look_again` raises."""
     faces = sum(stored.faces for stored in writer.stored.values())
     is_known = faces >= baseline.FULL or bool(baseline.accepted(table, job.key.archive))
-    if not is_known or not os.access(table, os.W_OK):  # who may only read the table may still ask for its state
-        return
-    try:
+    if is_known and os.access(table, os.W_OK):  # who may only read the table may still ask for its state
         canaries.look_again(table, job, listing.files, workers)
-    except OSError as error:
-        raise TableError(
-            f"What the canaries showed can't be written beside the table: {error.strerror}. The rows are committed."
-        ) from error
 
 
 def _judged(run: Summary, limits: Limits, is_alarm: bool) -> tuple[int, str | None]:
