@@ -51,7 +51,8 @@ chromium:
 soak: install
 	AGEWATCH_SOAK=1 $(BIN)/python -m pytest -s tests/scoring/test_damage.py tests/scoring/test_kills.py tests/estimator/test_fuzz.py
 
-# What scoring costs and finds and what drift is worth, written to benchmarks/RESULTS.md: about an hour. AGEWATCH_DATA names real pictures.
+# What scoring costs and finds and what drift is worth, written to benchmarks/RESULTS.md: some hours. AGEWATCH_DATA
+# names real pictures.
 bench: install
 	for name in bench decode_memory archive_size drift drift_size $(if $(AGEWATCH_DATA),parity small_faces); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 

@@ -11,7 +11,7 @@ import pytest
 from nights import FIRST, day, night
 
 from agewatch.scoring.baseline import Baseline
-from monitoring import summaries
+from monitoring import summaries, windows
 from monitoring.columns import ColumnDrift
 from monitoring.verdict import Verdict, judge
 
@@ -190,8 +190,11 @@ def test_where_the_baseline_is_one_folder_and_others_follow_one_night_is_no_evid
 
 def test_a_flat_archive_with_dates_is_grouped_by_the_day_of_capture() -> None:
     nights = [night(0, 40, folder="all", captured=date(2025, 1, 1 + n % 28), seed=n) for n in range(60)]
-    split = judged(*nights, *(night(n, 300, folder="all", captured=date(2025, 3, n)) for n in range(1, 9)))
-    assert split.notes == ()
+    later = [night(n, 300, folder="all", captured=date(2025, 3, n)) for n in range(1, 9)]
+    divided = windows.split(cells(*nights, *later), BASE)
+    assert (divided.alike, divided.groups, len(divided.windows)) == ("capture day", 28, 8)
+    undated = windows.split(cells(night(0, 2400, folder="all"), night(1, 300, folder="all")), BASE)
+    assert (undated.alike, undated.groups) == ("picture", 2400)
 
 
 def test_weeks_months_and_captured_months_are_windows_too() -> None:
