@@ -15,11 +15,14 @@ ALPHA = 0.05
 """Chance that a life of evidence.NIGHTS windows without drift ever alarms, over all columns together."""
 _OF_BASELINES = 0.1
 """The part of it that goes to the true shares of a baseline lying beyond their ends, of which there are two."""
-_END_ERROR = ALPHA * _OF_BASELINES / 2
+SEGMENTS_PART = 0.3
+"""The part of ALPHA that belongs to segments; see `segments`."""
+SEGMENTS_END_ERROR = ALPHA * _OF_BASELINES * SEGMENTS_PART
+_END_ERROR = ALPHA * _OF_BASELINES * (1 - SEGMENTS_PART) / 2
 BOUND = 1 / (ALPHA * (1 - _OF_BASELINES))
 """What the evidence of all columns together has to pass: one with the part w of ALPHA has to pass BOUND / w."""
-AGE_PART = 0.5
-"""The part of ALPHA that belongs to the mean age; the other columns share the rest alike."""
+AGE_PART = 0.4
+"""The part of ALPHA that belongs to the mean age; the other columns share alike what segments leave."""
 _PRIOR = 8.0
 """The changes that are averaged over are of this many times what matters, as a standard deviation."""
 _TENTH = 0.1
@@ -39,6 +42,8 @@ MATERIAL = {
 }
 """The smallest change of each column that matters, in its unit. Half a year of mean age is no news; five points are
 the budget of `score --max-refused`; those of picture quality are about a fifth of what faces of one archive vary by."""
+SHARE_SPREAD = _PRIOR * MATERIAL["youngest_share"]
+"""The standard deviation of the changes of a share of faces that are averaged over."""
 UNITS = {
     "age": "years",
     "youngest_share": "share of faces",
@@ -102,21 +107,21 @@ class Column:
         """What the logarithm of its evidence has to pass."""
         return math.log(BOUND / self.part)
 
-    def effect(self, since: int) -> tuple[float, float, float, float]:
-        """What windows from `since` on moved by, half its 95 % interval, and the baseline's and their value."""
-        data = self.data
-        if isinstance(data, Shares):
-            hits, files = float(data.hits[since:].sum()), float(data.files[since:].sum())
-            before, now = data.baseline_hits / data.baseline_files, hits / max(files, 1e-9)
-            error = math.sqrt(_variance(hits, files) + _variance(data.baseline_hits, data.baseline_files))
-            return now - before, float(norm.ppf(0.975)) * error, before, now
-        weight = 1 / data.variances[since:]
-        if weight.sum() <= 0:
-            return 0.0, math.inf, data.baseline, data.baseline
-        now = float((weight * data.windows[since:]).sum() / weight.sum())
-        error = math.sqrt(1 / weight.sum() + data.baseline_variance)
-        df = max(evidence.scale_df(data) + int(np.isfinite(data.variances).sum()) - 1, 1.0)
-        return now - data.baseline, float(t.ppf(0.975, df)) * error, data.baseline, now
+
+def effect(data: Means | Shares, since: int) -> tuple[float, float, float, float]:
+    """What windows from `since` on moved by, half its 95 % interval, and the baseline's and their value."""
+    if isinstance(data, Shares):
+        hits, files = float(data.hits[since:].sum()), float(data.files[since:].sum())
+        before, now = data.baseline_hits / data.baseline_files, hits / max(files, 1e-9)
+        error = math.sqrt(_variance(hits, files) + _variance(data.baseline_hits, data.baseline_files))
+        return now - before, float(norm.ppf(0.975)) * error, before, now
+    weight = 1 / data.variances[since:]
+    if weight.sum() <= 0:
+        return 0.0, math.inf, data.baseline, data.baseline
+    now = float((weight * data.windows[since:]).sum() / weight.sum())
+    error = math.sqrt(1 / weight.sum() + data.baseline_variance)
+    df = max(evidence.scale_df(data) + int(np.isfinite(data.variances).sum()) - 1, 1.0)
+    return now - data.baseline, float(t.ppf(0.975, df)) * error, data.baseline, now
 
 
 def _variance(hits: float, files: float) -> float:
@@ -140,7 +145,7 @@ def of_split(divided: Split) -> tuple[list[Column], list[str]]:
         else evidence.of_means(some, _PRIOR * MATERIAL[name])
         for name, (_, some) in usable.items()
     }
-    others = (1 - AGE_PART) / max(len(usable) - 1, 1)
+    others = (1 - AGE_PART - SEGMENTS_PART) / max(len(usable) - 1, 1)
     columns = [
         Column(name, label, some, courses[name], AGE_PART if name == "age" else others)
         for name, (label, some) in usable.items()
@@ -182,17 +187,17 @@ def drift(column: Column) -> ColumnDrift:
     name, course = column.name, column.course
     last = len(course.log_e) - 1
     began = since(course)[1]
-    effect, half, before, now = column.effect(began)
-    drifted = bool(course.log_e[-1] >= column.log_bound and abs(effect) >= MATERIAL[name])
+    moved, half, before, now = effect(column.data, began)
+    drifted = bool(course.log_e[-1] >= column.log_bound and abs(moved) >= MATERIAL[name])
     if not drifted:
-        effect, half, before, now = column.effect(last)
+        moved, half, before, now = effect(column.data, last)
     if isinstance(column.data, Shares):
         threshold = _visible_share(column.data, column.log_bound)
     else:
         threshold = visible(name, column.data, column.part)[0]
-    threshold = min(max(threshold, MATERIAL[name]), abs(effect)) if drifted else max(threshold, MATERIAL[name])
-    low, high = effect - half, effect + half
-    return ColumnDrift(name, column.label, effect, low, high, UNITS[name], threshold, drifted, before, now)
+    threshold = min(max(threshold, MATERIAL[name]), abs(moved)) if drifted else max(threshold, MATERIAL[name])
+    low, high = moved - half, moved + half
+    return ColumnDrift(name, column.label, moved, low, high, UNITS[name], threshold, drifted, before, now)
 
 
 def visible(name: str, means: Means, part: float) -> tuple[float, float, float]:

@@ -74,7 +74,8 @@ class DriftRun:
             "window": _period(verdict.windows[-1].window if verdict.windows else None),
             "evidence": {"bound": BOUND, "value": verdict.value},
             "columns": [_column(asdict(column)) for column in verdict.columns],
-            "segments": [],
+            "segments": [_segment(asdict(segment)) for segment in verdict.segments],
+            "more_segments": verdict.more_segments,
             "windows": [
                 {**_period(one.window), "age_effect": one.age_effect, "value": one.value, "notable": one.notable}
                 for one in verdict.shown
@@ -249,6 +250,11 @@ def _column(column: dict[str, Any]) -> dict[str, Any]:
     return {
         name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in column.items()
     }
+
+
+def _segment(segment: dict[str, Any]) -> dict[str, Any]:
+    del segment["since"], segment["log_evidence"]
+    return _column(segment)
 
 
 def _iso(day: date | None) -> str | None:

@@ -21,6 +21,7 @@ from scipy.special import logsumexp, ndtri_exp
 from scipy.stats import beta, gamma, t
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 NIGHTS = 1_000
 """A life: the chance of a false alarm is stated for so many windows."""
@@ -97,7 +98,56 @@ def of_means(means: Means, spread: float) -> Course:
 
 def scale_df(means: Means) -> float:
     """Degrees of freedom of what the baseline's groups tell of the noise's scale."""
-    return min(means.groups - 1.0, _SCALE_GROUPS)
+    return known_scale(means.groups)
+
+
+def known_scale(groups: int) -> float:
+    """Degrees of freedom of what so many groups tell of the noise's scale."""
+    return min(groups - 1.0, _SCALE_GROUPS)
+
+
+def last_of_many(
+    of: Ints, away: Floats, precision: Floats, baselines: Floats, df: Floats, spread: float
+) -> tuple[Floats, Ints]:
+    """The last evidence, as in `of_means`, of many means of which each has some of the windows.
+
+    `of`, `away` (from its own baseline, drawn in) and `precision` are by mean and window, in this order; `baselines`
+    (precisions) and `df` by mean. Returns the logarithm of each one's evidence, -infinity where it has no window, and
+    the row of the window in which its change most likely began.
+    """
+    size = len(baselines)
+    count = np.bincount(of, minlength=size).astype(np.float64)
+    weighted, squared = (np.bincount(of, some, size) for some in (precision * away, precision * away**2))
+    total = np.maximum(baselines + np.bincount(of, precision, size), 1e-300)
+    after, after_weighted = _onward(of, precision), _onward(of, precision * away)
+    s_xx = after * (total[of] - after) / total[of]
+    s_xy = after_weighted - after * (weighted / total)[of]
+    rest = (df + np.maximum(squared - weighted**2 / total, 1e-300))[of]
+    gain = s_xy * s_xy / ((s_xx + spread**-2) * rest)
+    log_ratio = -0.5 * (np.log1p(s_xx * spread**2) + (df + count)[of] * np.log1p(-np.minimum(gain, 1 - 1e-15)))
+    most = np.full(size, -np.inf)
+    np.maximum.at(most, of, log_ratio)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_e = most + np.log(np.bincount(of, np.exp(log_ratio - most[of]), size)) - np.log(NIGHTS)
+    best = np.full(size, -1)
+    is_best = log_ratio == most[of]
+    best[of[is_best][::-1]] = np.flatnonzero(is_best)[::-1]
+    return np.where(count > 0, log_e, -np.inf), best
+
+
+def last_of_means(means: Means, spread: float) -> tuple[float, int]:
+    """The logarithm of the last evidence of `of_means`, and the window in which the change most likely began."""
+    away, precision = _centred(means)
+    none = np.zeros(len(means.windows), np.int64)
+    log_e, best = last_of_many(none, away[1:], precision[1:], precision[:1], np.array([scale_df(means)]), spread)
+    return float(log_e[0]), int(best[0])
+
+
+def _onward(of: Ints, values: Floats) -> Floats:
+    """Of each row, the sum from it to the last row of the same mean."""
+    sums = np.cumsum(values[::-1])[::-1]
+    ends = np.searchsorted(of, of, side="right")
+    return np.asarray(sums - np.append(sums, 0.0)[ends])
 
 
 def _log_sum(logs: Floats) -> float:
@@ -137,15 +187,7 @@ def of_shares(shares: Shares, error: float) -> Course:
 
     `error` is the chance, beside the evidence's own, that the baseline's true share lies beyond an end.
     """
-    low, high = _ends(shares, error)
-    misses = shares.files - shares.hits
-    ratios = []
-    for end, moved in [(high, high + (1 - high) * part) for part in _MOVED_PARTS] + [
-        (low, low * (1 - part)) for part in _MOVED_PARTS
-    ]:
-        if end != moved:
-            ratios.append(shares.hits * np.log(moved / end) + misses * np.log((1 - moved) / (1 - end)))
-    steps = np.array(ratios)
+    steps = _share_steps(shares, error)
     price = np.log(2 * len(_MOVED_PARTS))
     log_sums, log_e = np.full(len(steps), -np.inf), np.empty(len(shares.files))
     for now in range(len(log_e)):
@@ -154,6 +196,26 @@ def of_shares(shares: Shares, error: float) -> Course:
     since = np.cumsum(steps[:, ::-1], axis=1)[:, ::-1]
     alone, weight = (np.asarray(logsumexp(logs, axis=0)) - price for logs in (steps, since))
     return Course(log_e, alone, weight)
+
+
+def last_of_shares(shares: Shares, error: float) -> tuple[float, int]:
+    """The logarithm of the last evidence of `of_shares`, and the window in which the change most likely began."""
+    since = np.cumsum(_share_steps(shares, error)[:, ::-1], axis=1)[:, ::-1]
+    weight = np.asarray(logsumexp(since, axis=0)) - np.log(2 * len(_MOVED_PARTS))
+    return _log_sum(weight) - float(np.log(NIGHTS)), int(weight.argmax())
+
+
+def _share_steps(shares: Shares, error: float) -> Floats:
+    """What each window adds to the logarithm of the likelihood ratio, of each change averaged over."""
+    low, high = _ends(shares, error)
+    misses = shares.files - shares.hits
+    ratios = []
+    for end, moved in [(high, high + (1 - high) * part) for part in _MOVED_PARTS] + [
+        (low, low * (1 - part)) for part in _MOVED_PARTS
+    ]:
+        if end != moved:
+            ratios.append(shares.hits * np.log(moved / end) + misses * np.log((1 - moved) / (1 - end)))
+    return np.array(ratios)
 
 
 def _ends(shares: Shares, error: float) -> tuple[float, float]:
@@ -173,14 +235,14 @@ def _centred(means: Means) -> tuple[Floats, Floats]:
     scale = np.sqrt(means.variances + means.baseline_variance)
     with np.errstate(invalid="ignore"):
         scores = np.where(np.isfinite(scale), away / scale, 0.0)
-    drawn_in = _as_normal(scores, means.skew, means.kurtosis)
+    drawn_in = as_normal(scores, means.skew, means.kurtosis)
     away = np.where(
         np.isfinite(scale), away * np.divide(drawn_in, scores, out=np.ones_like(scores), where=scores != 0), 0
     )
     return np.concatenate([[0.0], away]), 1 / np.concatenate([[means.baseline_variance], means.variances])
 
 
-def _as_normal(scores: Floats, skew: Floats, kurtosis: Floats) -> Floats:
+def as_normal(scores: Floats, skew: Floats, kurtosis: Floats) -> Floats:
     """Scores of an error with some skewness and excess kurtosis -> normal scores that are as likely, or less extreme.
 
     By the tail of a gamma distribution of that skewness on its heavy side, and of Student's t of that kurtosis.

@@ -6,6 +6,7 @@ from datetime import date
 
 from agewatch.scoring.baseline import FULL, Baseline
 from monitoring.columns import ColumnDrift
+from monitoring.segments import Segment
 from monitoring.windows import LEAST_FACES, Split
 
 _APART_YEARS = 1.0
@@ -13,11 +14,12 @@ Said = tuple[str, str]
 """A headline, and what to do."""
 
 
-def drift(moved: Sequence[ColumnDrift], since: date) -> Said:
-    """Of columns that drifted, the most telling first."""
+def drift(moved: Sequence[ColumnDrift], parts: Sequence[Segment], since: date) -> Said:
+    """Of columns and segments that drifted, of each the most telling first; there is one at least."""
     also = f"; {', '.join(column.label for column in moved[1:])} moved too" if moved[1:] else ""
+    where = f"; most of all {_where(parts[0])} ({signed(parts[0].effect, parts[0].unit)})" if parts and moved else ""
     return (
-        f"Drift since {since}: {_moved(moved[0])}{also}.",
+        f"Drift since {since}: {f'{_moved(moved[0])}{also}{where}' if moved else _part_moved(parts[0])}.",
         "Look at the newest pictures. If the archive is to be so from now on, run `agewatch drift accept`.",
     )
 
@@ -128,6 +130,32 @@ def _moved(column: ColumnDrift) -> str:
         return f"{column.label} are {column.now:.1%} in place of {column.before:.1%}"
     way = "rose" if column.effect > 0 else "fell"
     return f"{column.label} {way} by {amount(column.effect, column.unit)}"
+
+
+_WHERE = {
+    "folder": "in the folder '{}'",
+    "camera": "of the camera '{}'",
+    "captured_month": "captured in {}",
+    "captured_year": "captured in {}",
+    "face_size": "{} high",
+    "age_band": "of {}",
+    "refusal": "refused as {}",
+}
+
+
+def _where(part: Segment) -> str:
+    return _WHERE[part.name].format(part.value)
+
+
+def _part_moved(part: Segment) -> str:
+    if part.unit == "years":
+        way = "older" if part.effect > 0 else "younger"
+        low, high = sorted((abs(part.low), abs(part.high)))
+        by = f"{abs(part.effect):.1f} years {way} ({low:.1f} to {high:.1f})"
+        return f"faces {_where(part)} are estimated {by} than those accepted"
+    what = "files" if part.name == "refusal" else "faces"
+    way = "more" if part.effect > 0 else "fewer"
+    return f"{what} {_where(part)} are {amount(part.effect, part.unit)} {way} than those accepted"
 
 
 def _faces(divided: Split) -> str:

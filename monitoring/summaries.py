@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
-from agewatch.errors import TableError
+from agewatch.errors import REFUSAL_CODES, TableError
 from agewatch.files import replacing
 from agewatch.scoring import predictions
 from agewatch.scoring.beside import folder_of
@@ -26,18 +26,27 @@ MEASURES = ("age", "age_interval", "face_score", "brightness", "contrast", "shar
 """What is known of a face. Sharpness counts in doublings (base-2 logarithms): it spans three orders of magnitude."""
 AGE_EDGES = tuple(range(10, 85, 5))
 """Years; of each night it is known how many faces are estimated to be younger."""
-CELL = ("night", "folder", "day")
-"""What a sum is of: the UTC date of arrival, the folder, and the UTC date of capture where it is known."""
+SIZE_EDGES = (64, 128, 256)
+"""Pixels; of each band of face heights between them it is known how many faces there are, and the sum of their ages."""
+CELL = ("night", "folder", "day", "camera")
+"""What a sum is of: the UTC date of arrival, the folder, and where known the UTC date of capture and the camera."""
 _FENCES = {"age": (0.0, 120.0), "age_interval": (0.0, 120.0), "sharpness": (2.0**-20, 2.0**6)}
 _ANY_FENCE = (0.0, 1.0)
 _WHOSE = ("model", "mode")
-_COUNTS = ("files", "refused", "no_face", "faces", *(f"under_{edge}" for edge in AGE_EDGES))
-_SUMS = tuple(f"{name}_{what}" for name in MEASURES for what in ("n", "sum", "squares"))
+_BANDS = range(len(SIZE_EDGES) + 1)
+_COUNTS = (
+    "files", "refused", *REFUSAL_CODES, "no_face", "faces",
+    *(f"under_{edge}" for edge in AGE_EDGES), *(f"size_{band}_n" for band in _BANDS),
+)  # fmt: skip
+_SUMS = (
+    *(f"{name}_{what}" for name in MEASURES for what in ("n", "sum", "squares")),
+    *(f"size_{band}_sum" for band in _BANDS),
+)
 _FILE_NAME = "summaries.parquet"
 _BATCH_ROWS = 500_000
 COLUMNS = (
     "path", "face", "status", "model", "mode", "scored_at", "arrived_at", "captured_at",
-    "age", "age_low", "age_high", "face_score", "brightness", "contrast", "sharpness",
+    "age", "age_low", "age_high", "face_score", "brightness", "contrast", "sharpness", "box_h", "camera",
 )  # fmt: skip
 """Columns of the predictions table that are summed up."""
 
@@ -122,8 +131,10 @@ def _summed(rows: pa.Table) -> pd.DataFrame:
         "night": pc.cast(pc.coalesce(rows["arrived_at"], rows["scored_at"]), pa.date32()),
         "folder": pc.replace_substring_regex(rows["path"], "/?[^/]*$", ""),
         "day": pc.cast(rows["captured_at"], pa.date32()),
+        "camera": pc.fill_null(rows["camera"], ""),
         "files": first,
         "refused": pc.invert(pc.or_(ok, faceless)),
+        **{code: pc.equal(status, code) for code in REFUSAL_CODES},
         "no_face": faceless,
         "faces": ok,
     }
@@ -131,6 +142,7 @@ def _summed(rows: pa.Table) -> pd.DataFrame:
         columns |= _moments(name, _values(name, rows, ok))
     age = _values("age", rows, ok)
     columns |= {f"under_{edge}": pc.fill_null(pc.less(age, edge), False) for edge in AGE_EDGES}
+    columns |= _by_size(rows["box_h"], age)
     table = pa.table(
         {name: _number(values) if name in (*_COUNTS, *_SUMS) else values for name, values in columns.items()}
     )
@@ -143,6 +155,16 @@ def _summed(rows: pa.Table) -> pd.DataFrame:
     )
     summed: pd.DataFrame = frame.astype(dict.fromkeys((*_COUNTS, *_SUMS), "float64"))
     return summed
+
+
+def _by_size(height: pa.ChunkedArray, age: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+    found: dict[str, pa.ChunkedArray] = {}
+    known = pc.is_valid(age)
+    for band, (low, high) in enumerate(zip((0, *SIZE_EDGES), (*SIZE_EDGES, float("inf")), strict=True)):
+        within = pc.fill_null(pc.and_(pc.greater_equal(height, low), pc.less(height, high)), False)
+        counts = pc.and_(within, known)
+        found |= {f"size_{band}_n": counts, f"size_{band}_sum": pc.if_else(counts, age, None)}
+    return found
 
 
 def _number(values: pa.ChunkedArray) -> pa.ChunkedArray:

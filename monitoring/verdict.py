@@ -12,15 +12,19 @@ import numpy as np
 import pandas as pd
 
 from agewatch.scoring.baseline import Baseline
-from monitoring import columns, story, windows
-from monitoring.columns import Column, ColumnDrift
+from monitoring import columns, segments, story, windows
+from monitoring.columns import BOUND, Column, ColumnDrift
 from monitoring.evidence import Means
+from monitoring.segments import Segment
 from monitoring.windows import By, Split, Window
 
 VISIBLE_YEARS = 3.0
 """"No drift" is only said where a lasting change of the mean age by so much would have been seen."""
 _NOTABLE = 100.0
 """A window is notable where its own evidence, which pays for no life, passes this: without change one in 100."""
+
+_MOST_LOG = 690.0
+"""JSON and people hold no number beyond 1e300; what passes that bound is beyond every other too."""
 
 Answer = Literal["drift", "no_drift", "too_little_data"]
 
@@ -40,7 +44,8 @@ class Verdict:
     """The answer and what it rests on.
 
     `value` is the evidence at the end of the last window, to be held against columns.BOUND. `since`, between
-    `since_low` and `since_high`, is the first night of the window in which the drift began.
+    `since_low` and `since_high`, is the first night of the window in which the drift began. `more_segments` are those
+    that are not described.
     """
 
     answer: Answer
@@ -54,6 +59,8 @@ class Verdict:
     baseline: Window | None = None
     is_accepted: bool = False
     columns: tuple[ColumnDrift, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    more_segments: int = 0
     windows: tuple[WindowEvidence, ...] = ()
     months: tuple[WindowEvidence, ...] = ()
 
@@ -110,14 +117,19 @@ def _judged(divided: Split, known: Verdict) -> Verdict:
         columns=tuple(drifts),
         windows=_windows(divided, judged),
     )
-    shown = replace(shown, value=shown.windows[-1].value)
     drifted = [column for column, drift in zip(judged, drifts, strict=True) if drift.drifted]
-    if not drifted:
+    strongest = max(drifted, key=lambda column: float(column.course.log_e[-1]) - column.log_bound, default=None)
+    spans = columns.since(strongest.course) if strongest else None
+    parts, more = segments.of_split(divided, spans[1] if spans else len(divided.windows) - 1, bool(spans))
+    most = max([math.log(shown.windows[-1].value or 1), *(part.log_evidence + math.log(BOUND) for part in parts)])
+    shown = replace(shown, segments=tuple(parts), more_segments=more, value=math.exp(min(most, _MOST_LOG)))
+    moved = [drift for drift in drifts if drift.drifted]
+    moved.sort(key=lambda drift: strongest is None or drift.name != strongest.name)
+    moved_parts = [part for part in parts if part.drifted]
+    if not moved and not moved_parts:
         return _calm(shown, divided)
-    strongest = max(drifted, key=lambda column: float(column.course.log_e[-1]) - column.log_bound)
-    low, first, high = (divided.windows[number].first for number in columns.since(strongest.course))
-    moved = sorted((drift for drift in drifts if drift.drifted), key=lambda drift: drift.name != strongest.name)
-    headline, advice = story.drift(moved, first)
+    low, first, high = (divided.windows[n].first for n in spans or (moved_parts[0].since,) * 3)
+    headline, advice = story.drift(moved, moved_parts, first)
     return replace(shown, answer="drift", headline=headline, advice=advice, since=first, since_low=low, since_high=high)
 
 
@@ -137,8 +149,7 @@ def _windows(divided: Split, judged: list[Column]) -> tuple[WindowEvidence, ...]
     logs, alone = (
         np.log(parts) + [getattr(column.course, name) for column in judged] for name in ("log_e", "log_alone")
     )
-    # JSON and people hold no number beyond 1e300; what passes that bound is beyond every other too.
-    value, is_notable = np.exp(np.minimum(logs.max(axis=0), 690)), alone.max(axis=0) >= math.log(_NOTABLE)
+    value, is_notable = np.exp(np.minimum(logs.max(axis=0), _MOST_LOG)), alone.max(axis=0) >= math.log(_NOTABLE)
     ages = next((column.data for column in judged if column.name == "age"), None)
     return tuple(
         WindowEvidence(window, _age_effect(ages, number), float(value[number]), bool(is_notable[number]))

@@ -41,10 +41,12 @@ class Split:
     `cells` has one row of each, in the order of both, with `window` (-1 is the baseline), `group` (an integer) and the
     counts and sums of `summaries.read`. `waiting` is the last window while it has fewer than LEAST_FACES.
 
-    `alike` says what a group is: pictures of a folder, of a capture day, or each picture by itself.
+    `alike` says what a group is: pictures of a folder, of a capture day, or each picture by itself. `parts` are the
+    same sums before they were put together: by window, group, and the CELL columns.
     """
 
     cells: pd.DataFrame
+    parts: pd.DataFrame
     baseline: Window | None
     windows: tuple[Window, ...]
     waiting: Window | None
@@ -68,8 +70,9 @@ def split(cells: pd.DataFrame, baseline: Baseline, by: By = "night", since: date
     later = later.assign(window=later["key"].map(number).fillna(-2).astype(int))
     both = pd.concat([base.assign(window=-1), later[later["window"] >= 0].drop(columns="key")], ignore_index=True)
     alike, group = _groups(both)
-    sums = both.drop(columns=list(CELL)).assign(group=group).groupby(["window", "group"], as_index=False).sum()
-    return Split(sums, _window(base) if len(base) else None, windows, waiting, alike)
+    both["group"] = group
+    sums = both.drop(columns=list(CELL)).groupby(["window", "group"], as_index=False).sum()
+    return Split(sums, both, _window(base) if len(base) else None, windows, waiting, alike)
 
 
 def captured_months(cells: pd.DataFrame, baseline: Baseline) -> list[tuple[Window, float]]:
@@ -162,18 +165,18 @@ def means(split: Split, count: Floats, total: Floats, squares: Floats, face_skew
     if n[is_base].sum() < LEAST_FACES:
         return None
     alone = split.alike == "picture"
-    within, between = _components(n[is_base], mean[is_base], within_squares[is_base], alone)
+    within, between = components(n[is_base], mean[is_base], within_squares[is_base], alone)
     if within + between < 1e-12:
         return None
     cumulative = np.asarray(pd.Series(n).groupby(group).cumsum(), np.float64)
     before = cumulative - n
-    information = _information(cumulative, within, between) - _information(before, within, between)
-    base, weight = mean[is_base], information[is_base]
+    gained = information(cumulative, within, between) - information(before, within, between)
+    base, weight = mean[is_base], gained[is_base]
     center = float((weight * base).sum() / weight.sum())
-    skew, kurtosis = _shape((base - center) * np.sqrt(weight))
+    skew, kurtosis = shape((base - center) * np.sqrt(weight))
     slots = window[~is_base]
-    sums = {power: _by(slots, information[~is_base] ** power, len(split.windows)) for power in (1, 1.5, 2)}
-    weighted = _by(slots, information[~is_base] * (mean[~is_base] - center), len(split.windows))
+    sums = {power: _by(slots, gained[~is_base] ** power, len(split.windows)) for power in (1, 1.5, 2)}
+    weighted = _by(slots, gained[~is_base] * (mean[~is_base] - center), len(split.windows))
     faces = _by(slots, n[~is_base], len(split.windows))
     with np.errstate(divide="ignore", invalid="ignore"):
         seen = sums[1] > 0
@@ -189,7 +192,7 @@ def means(split: Split, count: Floats, total: Floats, squares: Floats, face_skew
         )
 
 
-def _components(n: Floats, mean: Floats, within_squares: Floats, alone: bool) -> tuple[float, float]:
+def components(n: Floats, mean: Floats, within_squares: Floats, alone: bool) -> tuple[float, float]:
     """The variance within groups, and that between them: the method of moments for groups of unequal sizes."""
     total, groups = n.sum(), len(n)
     if alone or groups == 1:
@@ -202,12 +205,12 @@ def _components(n: Floats, mean: Floats, within_squares: Floats, alone: bool) ->
     return float(within), float(max(between, 0.0))
 
 
-def _information(n: Floats, within: float, between: float) -> Floats:
+def information(n: Floats, within: float, between: float) -> Floats:
     """One over the variance of a group's mean over n faces, 0 where there are none."""
     return n / (between * n + max(within, 1e-12))
 
 
-def _shape(scores: Floats) -> tuple[float, float]:
+def shape(scores: Floats) -> tuple[float, float]:
     """Skewness and excess kurtosis of standardised group means; the latter never below the normal's."""
     if len(scores) < _LEAST_GROUPS or scores.std() == 0:
         return 0.0, 0.0

@@ -28,8 +28,8 @@ from monitoring.verdict import Verdict
 ROOT = Path(__file__).parents[1]
 KEYS = {
     "schema", "verdict", "headline", "cause", "since", "since_low", "since_high", "advice", "notes", "archive", "model",
-    "mode", "baseline", "window", "evidence", "columns", "segments", "windows", "canaries", "model_change", "fit",
-    "pictures", "report", "json", "exit_code",
+    "mode", "baseline", "window", "evidence", "columns", "segments", "more_segments", "windows", "canaries",
+    "model_change", "fit", "pictures", "report", "json", "exit_code",
 }  # fmt: skip
 
 
