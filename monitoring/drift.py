@@ -21,10 +21,11 @@ from agewatch.scoring.baseline import Accepted, Baseline
 from agewatch.scoring.beside import name_of
 from agewatch.scoring.predictions import Key
 from agewatch.settings import Settings
-from monitoring import instrument, model_change, report, summaries
+from monitoring import instrument, model_change, pictures, report, summaries
 from monitoring.columns import BOUND
 from monitoring.instrument import Instrument
 from monitoring.model_change import ModelChange
+from monitoring.pictures import Picture
 from monitoring.verdict import Verdict, judge
 from monitoring.windows import By, Window
 
@@ -42,6 +43,7 @@ class DriftRun:
     verdict: Verdict
     instrument: Instrument | None
     model_change: ModelChange | None
+    pictures: tuple[Picture, ...]
     html: Path
     json: Path
 
@@ -83,7 +85,7 @@ class DriftRun:
             "canaries": seen and seen.model_dump(mode="json", exclude={"model", "mode"}),
             "model_change": self.model_change and asdict(self.model_change),
             "fit": {"estimated_mae": None, "measured_mae": None, "covered": None},
-            "pictures": [],
+            "pictures": [asdict(picture) for picture in self.pictures],
             "report": str(self.html),
             "json": str(self.json),
             "exit_code": self.exit_code,
@@ -131,8 +133,10 @@ def run(
     changed = None if verdict.baseline is None else model_change.since_the_last(table, key, verdict.baseline)
     out = (out or run_dir(settings.reports, key.archive)).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    found = DriftRun(key, verdict, seen, changed, out / "index.html", out / "drift.json")
-    report.write(found.html, found.verdict, *_drawn(table, key, verdict, int(cells["faces"].sum())), key)
+    drawn = _drawn(table, key, verdict, int(cells["faces"].sum()))
+    moved = tuple(pictures.that_moved(verdict, *drawn))
+    found = DriftRun(key, verdict, seen, changed, moved, out / "index.html", out / "drift.json")
+    report.write(found.html, found.verdict, *drawn, moved, key)
     write_json(found.json, found.content())
     return found
 
@@ -231,7 +235,7 @@ def _arrived(table: Path, key: Key, window: Window) -> pa.Table:
 
 
 def _read(table: Path, key: Key, where: ds.Expression) -> pa.Table:
-    return predictions.read(table, key.where & (pc.field("status") == "ok") & where, summaries.COLUMNS)
+    return predictions.read(table, key.where & (pc.field("status") == "ok") & where, (*summaries.COLUMNS, "gone_at"))
 
 
 def _period(window: Window | None) -> dict[str, Any]:

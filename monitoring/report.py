@@ -1,5 +1,6 @@
 """A verdict -> a page anyone can open: one file, no network. Ours comes first, then Evidently's drawings."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,20 +11,27 @@ from agewatch.files import write_text
 from agewatch.scoring.predictions import Key
 from monitoring import evidently_page, story, summaries
 from monitoring.columns import ColumnDrift
+from monitoring.pictures import Picture
+from monitoring.segments import Segment
 from monitoring.verdict import Verdict
 
 _LAST_WINDOWS = 30
+_FIRST_SEGMENTS = 12
 
 _templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 
 
-def write(page: Path, verdict: Verdict, baseline: pa.Table, current: pa.Table, key: Key) -> None:
+def write(
+    page: Path, verdict: Verdict, baseline: pa.Table, current: pa.Table, pictures: Sequence[Picture], key: Key
+) -> None:
     """Write the page of a verdict, with drawings of rows of both sides, replaced at once. Raises OSError."""
     header = _templates.get_template("report.html.jinja").render(
         verdict=verdict,
         unseen="not seen" if verdict.answer == "too_little_data" else "no",
         columns=[(column, _value(column, column.before), _value(column, column.now), _change(column))
                  for column in verdict.columns],
+        segments=[(part, _change(part)) for part in verdict.segments[:_FIRST_SEGMENTS]],
+        pictures=pictures,
         amount=story.amount,
         windows=verdict.shown[-_LAST_WINDOWS:],
         facts=_facts(verdict, key),
@@ -47,6 +55,6 @@ def _value(column: ColumnDrift, value: float) -> str:
     return f"{value:.1%}" if column.unit.startswith("share") else f"{value:.3g}"
 
 
-def _change(column: ColumnDrift) -> str:
+def _change(column: ColumnDrift | Segment) -> str:
     low, high = (story.signed(value, column.unit) for value in (column.low, column.high))
     return f"{story.signed(column.effect, column.unit)} ({low} to {high})"
