@@ -4,6 +4,7 @@ A pure function of labelled faces. What the alarm rests on: docs/drift.md, "Labe
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from agewatch.estimator.model import AgeModel
 from agewatch.labelled import late
 from agewatch.labelled.calibration import covered
-from agewatch.labelled.evaluate import learnt_keys
+from agewatch.labelled.evaluate import LEARNT_SPLITS, learnt_keys
 from agewatch.labelled.metrics import Slice, decade, slice_of
 from agewatch.scoring import predictions
 from agewatch.scoring.baseline import Accepted
@@ -79,15 +80,15 @@ def measure(table: Path, key: Key, model_path: Path, until: date, told: Accepted
     return of(faces, None if told is None else told.until) if len(faces) else None
 
 
-def labelled(table: Path, key: Key, model_path: Path, until: date) -> pd.DataFrame:
+def labelled(table: Path, key: Key, model_path: Path, until: date, but: Sequence[str] = LEARNT_SPLITS) -> pd.DataFrame:
     """The labelled faces of an archive, one row a content and face, in the order in which labels were added.
 
-    Files that the model learnt from are left out.
+    Files of the model's splits `but` are left out, by default all that it learnt from.
     Columns: content_hash, face, age (true), predicted, low, high (years), covered, path, night (of arrival), added_at.
     """
     labels = late.read(table, key.archive, until)
     if len(labels):
-        labels = labels[~np.isin(hash_keys(pa.array(labels["content_hash"])), list(learnt_keys(model_path)))]
+        labels = labels[~np.isin(hash_keys(pa.array(labels["content_hash"])), list(learnt_keys(model_path, but)))]
     where = key.where & (pc.field("status") == "ok")
     names = ["content_hash", "face", "path", "age", "age_low", "age_high", "arrived_at", "scored_at"]
     if labels.empty:

@@ -84,12 +84,13 @@ def recalibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Offer the model with intervals that fit this archive, as a file of its own that is not made current."""
+    from agewatch.labelled.evaluate import TRAINED_SPLITS
     from agewatch.release.recalibrate import recalibrate as calibrate
     from agewatch.scoring.predictions import archives
     from monitoring.error import labelled
 
     table, (key, model_path) = _meant(archive, model, predictions)
-    faces = labelled(table, key, model_path, datetime.now(UTC).date())
+    faces = labelled(table, key, model_path, datetime.now(UTC).date(), TRAINED_SPLITS)
     settings = Settings()
     found = calibrate(
         faces, model_path, archives(table)[key.archive], key.mode, name=key.archive, store=settings.model_store,

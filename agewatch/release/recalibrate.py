@@ -55,8 +55,8 @@ def recalibrate(
     """Calibrate a model's intervals on labelled faces of one archive, and package it as VERSION-NAME-NUMBER.
 
     `faces` has columns path (below `root`), content_hash, face and age (true, years); none may be a face that the model
-    learnt from. The pictures are read again, as the table keeps no distributions. The new file is not made current.
-    Raises LabelError where there are too few faces, ModelError where it can't be packaged.
+    was trained or selected on. The pictures are read again, as the table keeps no distributions. The new file is not
+    made current. Raises LabelError where there are too few faces, ModelError where it can't be packaged.
     """
     _require_enough(len(faces), len(faces))
     model = AgeModel.load(model_path)
