@@ -32,6 +32,14 @@ def children() -> Floats:
 
 
 @cache
+def adult_errors() -> Floats:
+    """How far the estimates of adults are from their ages, years, each of shape (faces,)."""
+    rows = _rows()
+    rows = rows[rows["age_true"] >= 18]
+    return np.asarray(np.abs(rows["age"].to_numpy(np.float64) - rows["age_true"].to_numpy(np.float64)))
+
+
+@cache
 def _rows() -> pd.DataFrame:
     """Rows of the model's reference: pictures that it was not trained on, in mode detect."""
     reference = pq.ParquetFile(pa.BufferReader(read_reference(resolve(None, Settings().model_store)))).read(

@@ -21,8 +21,9 @@ from agewatch.scoring.baseline import Accepted, Baseline
 from agewatch.scoring.beside import name_of
 from agewatch.scoring.predictions import Key
 from agewatch.settings import Settings
-from monitoring import instrument, model_change, pictures, report, summaries
+from monitoring import error, instrument, model_change, pictures, report, story, summaries
 from monitoring.columns import BOUND
+from monitoring.error import MeasuredError
 from monitoring.instrument import Instrument
 from monitoring.model_change import ModelChange
 from monitoring.pictures import Picture
@@ -43,6 +44,7 @@ class DriftRun:
     verdict: Verdict
     instrument: Instrument | None
     model_change: ModelChange | None
+    error: MeasuredError | None
     pictures: tuple[Picture, ...]
     html: Path
     json: Path
@@ -84,7 +86,11 @@ class DriftRun:
             ],
             "canaries": seen and seen.model_dump(mode="json", exclude={"model", "mode"}),
             "model_change": self.model_change and asdict(self.model_change),
-            "fit": {"estimated_mae": None, "measured_mae": None, "covered": None},
+            "fit": {
+                "estimated_mae": None,
+                "measured_mae": self.error and measured_mae(self.error),
+                "covered": None,
+            },
             "pictures": [asdict(picture) for picture in self.pictures],
             "report": str(self.html),
             "json": str(self.json),
@@ -113,8 +119,7 @@ def run(
     """
     settings = Settings()
     table = predictions_dir or settings.predictions
-    archive, model_path = _archive(archive, table), api.model_file(model)
-    key = _key(archive, AgeModel.load(model_path).id, mode, table)
+    key, model_path = key_of(archive, model, table, mode)
     cells = summaries.read(table, key)
     if not len(cells):
         raise TableError(f"The archive '{key.archive}' has no rows of the model {key.model} in mode {key.mode} yet.")
@@ -125,6 +130,9 @@ def run(
     told = [said for said in baselines.accepted(table, key.archive) if said.at.date() <= until]
     verdict = judge(cells, _baseline(cells, told), by=by, since=since, until=until)
     seen = instrument.last(canaries.read(table, key.archive), key, told[-1].at if told else None, until)
+    measured = error.measure(table, key, model_path, until, told[-1] if told else None)
+    if measured is not None:
+        verdict = _with_error(verdict, measured)
     if seen is not None:
         verdict = replace(verdict, notes=(*verdict.notes, *seen.notes))
     if seen is not None and seen.moved:
@@ -135,7 +143,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     drawn = _drawn(table, key, verdict, int(cells["faces"].sum()))
     moved = tuple(pictures.that_moved(verdict, *drawn))
-    found = DriftRun(key, verdict, seen, changed, moved, out / "index.html", out / "drift.json")
+    found = DriftRun(key, verdict, seen, changed, measured, moved, out / "index.html", out / "drift.json")
     report.write(found.html, found.verdict, *drawn, moved, key)
     write_json(found.json, found.content())
     return found
@@ -168,6 +176,21 @@ def accept(
     return archive, said
 
 
+def key_of(archive: str | None, model: api.ModelPath, table: Path, mode: Mode | None = None) -> tuple[Key, Path]:
+    """The rows that a person means, and the file of their model.
+
+    What stands in where nothing is named, and what is raised, is told by `run`.
+    """
+    archive, model_path = _archive(archive, table), api.model_file(model)
+    return _key(archive, AgeModel.load(model_path).id, mode, table), model_path
+
+
+def measured_mae(found: MeasuredError) -> dict[str, Any]:
+    """The measured error as `drift.json` holds it."""
+    before = found.before and asdict(found.before)
+    return {**asdict(found.mae), "rose": found.rose, "since": _iso(found.since), "before": before}
+
+
 def run_dir(reports_dir: Path, archive: str) -> Path:
     """A new folder's path for one report: ARCHIVE/RUN under `reports_dir`. RUN is the time in UTC."""
     return archive_dir(reports_dir, archive) / datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
@@ -176,6 +199,17 @@ def run_dir(reports_dir: Path, archive: str) -> Path:
 def archive_dir(reports_dir: Path, archive: str) -> Path:
     """The folder of an archive's reports."""
     return reports_dir / name_of(archive)
+
+
+def _with_error(verdict: Verdict, measured: MeasuredError) -> Verdict:
+    """A verdict with what labels say; where the error rose, that is drift too."""
+    if measured.since is None or measured.before is None:
+        return replace(verdict, notes=(*verdict.notes, story.measured(measured.mae)))
+    headline, advice = story.error_rose(measured.mae, measured.before, measured.since)
+    if verdict.answer == "drift":
+        return replace(verdict, notes=(headline, *verdict.notes))
+    notes = (verdict.headline, *verdict.notes)
+    return replace(verdict, answer="drift", headline=headline, advice=advice, notes=notes, since=measured.since)
 
 
 def _archive(archive: str | None, table: Path) -> str:

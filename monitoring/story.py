@@ -6,6 +6,7 @@ from datetime import date
 
 from agewatch.scoring.baseline import FULL, Baseline
 from monitoring.columns import ColumnDrift
+from monitoring.error import Mean
 from monitoring.segments import Segment
 from monitoring.windows import LEAST_FACES, Split
 
@@ -102,6 +103,22 @@ def ahead(faces: int, last: date, until: date) -> str:
     return f"{faces:,} faces with an arrival after {until} (up to {last}) are left out; was a clock wrong?"
 
 
+def measured(mae: Mean) -> str:
+    """Of labels that do not say that the error rose."""
+    return f"By {mae.n:,} labelled faces the mean error is {_years(mae)}."
+
+
+def error_rose(now: Mean, before: Mean, since: date) -> Said:
+    """Of labels that say so."""
+    return (
+        f"Error rose since {since}: by {now.n:,} labelled faces it is {_years(now)} on average, and was"
+        f" {before.value:.1f} by {before.n:,} before.",
+        "Look at what arrived since: `agewatch labels` shows where the error is. If the archive is to be so from now"
+        " on, mend the intervals with `agewatch labels recalibrate`, or train on its labels, and run"
+        " `agewatch drift accept`.",
+    )
+
+
 def amount(value: float, unit: str) -> str:
     """A change or threshold for a person, without its sign: `4.2 years`, `30.0 points`, `0.031`."""
     size = abs(value)
@@ -119,6 +136,10 @@ def signed(value: float, unit: str) -> str:
     if unit.startswith("share"):
         return f"{100 * value:+.1f} points"
     return f"{value:+.1f}" if unit in ("years", "doublings") else f"{value:+.2g}"
+
+
+def _years(mae: Mean) -> str:
+    return f"{mae.value:.1f} years ({mae.low:.1f} to {mae.high:.1f})"
 
 
 def _moved(column: ColumnDrift) -> str:

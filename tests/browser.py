@@ -31,17 +31,25 @@ class Page:
     problems: list[str] = field(default_factory=list)
 
 
-def open_page(path: Path, profile: Path, screenshot: Path, *, drawn: str) -> Page:
+def open_page(
+    path: Path, profile: Path, screenshot: Path, *, drawn: str, act: str = "0", saved: Path | None = None
+) -> Page:
     """Open the file offline, wait until the script expression `drawn` is true, and take a screenshot.
 
-    Raises TimeoutError where Chromium does not start or the page is not drawn in time.
+    Then the script `act` uses the page, until it has saved the file `saved`. Raises TimeoutError where Chromium does
+    not start, or the page is not drawn or nothing is saved in time.
     """
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     command = ["chromium", *_FLAGS, *sandbox, f"--user-data-dir={profile}", "about:blank"]
     browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         with connect(_page_address(profile), max_size=None, open_timeout=_ANSWER_SECONDS) as socket:
-            return _Session(socket).visit(path.absolute().as_uri(), screenshot, drawn)
+            session = _Session(socket)
+            if saved is not None:
+                session.allow_saving(saved.parent)
+            page = session.visit(path.absolute().as_uri(), screenshot, drawn)
+            session.act(act, saved)
+            return page
     finally:
         os.killpg(browser.pid, signal.SIGKILL)
         browser.wait()
@@ -85,6 +93,18 @@ class _Session:
         screenshot.write_bytes(base64.b64decode(picture))
         self._page.text = str(self._value("document.body.innerText"))
         return self._page
+
+    def allow_saving(self, folder: Path) -> None:
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def act(self, script: str, saved: Path | None) -> None:
+        self._value(script)
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while saved is not None and not saved.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"The page saved no {saved.name}; problems: {self._page.problems}")
+            self._value("0")
+            time.sleep(0.2)
 
     def _value(self, script: str) -> Any:
         return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")

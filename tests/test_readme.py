@@ -28,8 +28,14 @@ def test_every_command_of_the_readme_exists_with_its_options(command: str) -> No
     shown = subprocess.run([AGEWATCH, command, "--help"], capture_output=True, text=True, check=False)
     assert shown.returncode == 0
     for line in re.findall(rf"^agewatch {command} (.*)$", SHOWN, re.MULTILINE):
+        inner = re.match("[a-z]+", line)
+        text = shown.stdout
+        if inner and f"│ {inner[0]} " in text.partition("─ Commands")[2]:
+            text += subprocess.run(
+                [AGEWATCH, command, inner[0], "--help"], capture_output=True, text=True, check=True
+            ).stdout
         for option in re.findall(r"--[\w-]+", line):
-            assert option in shown.stdout, f"agewatch {command} has no {option}"
+            assert option in text, f"agewatch {command} has no {option}"
 
 
 def test_the_readme_uses_every_command_but_the_demo() -> None:

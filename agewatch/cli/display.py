@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # they bring pandas, which scoring does without
     from agewatch.release.gate import Record
     from agewatch.scoring.archives import Archive
     from monitoring.drift import DriftRun
+    from monitoring.error import MeasuredError
 
 _LINE_SECONDS = 10.0
 _BAR_WIDTH = 30
@@ -117,6 +118,32 @@ def drift(found: "DriftRun") -> None:
             highlight=False,
         )
     console.print(f"Report: {escape(str(found.html))}", soft_wrap=True)
+
+
+def labels(archive: str, found: "MeasuredError | None") -> None:
+    """Print what labels say of the error."""
+    from monitoring.story import error_rose, measured
+
+    console = _wide()
+    if found is None:
+        console.print(f"No face of {escape(archive)} has a label yet: `agewatch labels add` takes them.")
+        return
+    if found.since is not None and found.before is not None:
+        console.print(f"[bold]{error_rose(found.mae, found.before, found.since)[0]}[/bold]", highlight=False)
+    else:
+        console.print(measured(found.mae), highlight=False)
+    rows = [
+        (
+            part.dimension,
+            part.value,
+            f"{part.n:,}",
+            f"{part.mae:.1f} ({part.mae_low:.1f} to {part.mae_high:.1f})",
+            f"{part.bias:+.1f}",
+            f"{part.coverage:.0%} ({part.coverage_low:.0%} to {part.coverage_high:.0%})",
+        )
+        for part in found.slices
+    ]
+    _table(console, ("", "", "n", "mean error, years", "bias", "in its interval"), rows, text=2)
 
 
 def archives(found: "Sequence[Archive]") -> None:

@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from agewatch import __version__
-from agewatch.cli import archives, models, monitoring, scoring, serving, training
+from agewatch.cli import archives, labels, models, monitoring, scoring, serving, training
 from agewatch.cli.options import answer, wants_json
 from agewatch.errors import AgewatchError, UsageError
 from agewatch.files import now
@@ -28,6 +28,7 @@ for group in (scoring, training, serving):
 app.add_typer(models.app, name="models")
 app.add_typer(archives.app, name="archives")
 app.add_typer(monitoring.app, name="drift")
+app.add_typer(labels.app, name="labels")
 
 INTERRUPTED = 130
 _UNHEARD = 128 + signal.SIGPIPE  # what a shell says of a program whose reader went away

@@ -25,7 +25,9 @@ from agewatch.scoring.scorer import Execution, Job
 
 LEARNT = "learnt"
 """Status of a picture that the model was trained, selected or calibrated on; it is not scored."""
-_LEARNT_SPLITS = ("train", "validation", "calibration")
+TRAINED_SPLITS = ("train", "validation")
+"""What a model's ages are made of; its intervals come from the split `calibration`."""
+LEARNT_SPLITS = (*TRAINED_SPLITS, "calibration")
 _SHARD_FILES = 64
 _COLUMNS = {
     "archive": "source", "path": "path", "age": "predicted", "age_low": "low", "age_high": "high", "status": "status",
@@ -60,9 +62,9 @@ class Evaluation:
     decades: dict[str, list[Slice]]
 
 
-def learnt_keys(model_path: Path) -> set[int]:
+def learnt_keys(model_path: Path, splits: Sequence[str] = LEARNT_SPLITS) -> set[int]:
     """The `hash_key`s of the pictures that a model was trained, selected or calibrated on; empty if it holds none."""
-    return {key for key, split in known_splits(model_path).items() if split in _LEARNT_SPLITS}
+    return {key for key, split in known_splits(model_path).items() if split in splits}
 
 
 def evaluate_archive(

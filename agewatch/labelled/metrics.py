@@ -109,18 +109,18 @@ def slices(frame: pd.DataFrame, dimension: str | None = None) -> list[Slice]:
 
     With columns low, high (years) and covered (bool) the slices have coverage and width too.
     """
-    return [_slice(*group) for group in members(frame) if dimension in (None, group[0])]
+    return [slice_of(*group) for group in members(frame) if dimension in (None, group[0])]
 
 
 def worst_slice(frame: pd.DataFrame) -> Slice | None:
     """The slice of at least MIN_SLICE_FACES faces with the largest MAE; None where there is none."""
     large = [group for group in members(frame) if len(group[2]) >= MIN_SLICE_FACES]
-    return _slice(*max(large, key=lambda group: absolute_errors(group[2]).mean())) if large else None
+    return slice_of(*max(large, key=lambda group: absolute_errors(group[2]).mean())) if large else None
 
 
 def balanced_mae(frame: pd.DataFrame) -> float:
     """Mean of the MAE of the true decades (80 and over together), each counted alike, years."""
-    return float(pd.Series(absolute_errors(frame), frame.index).groupby(_decade(frame["age"])).mean().mean())
+    return float(pd.Series(absolute_errors(frame), frame.index).groupby(decade(frame["age"])).mean().mean())
 
 
 def risk_coverage(frame: pd.DataFrame) -> list[Risk]:
@@ -141,7 +141,7 @@ def members(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     quartiles = frame["sharpness"].quantile([0.25, 0.5, 0.75]).to_list()
     groups = {
         "source": frame["source"],
-        "age": _decade(frame["age"]),
+        "age": decade(frame["age"]),
         "sex": frame["sex"],
         "ethnicity": frame["ethnicity"],
         "ethnicity and age": frame["ethnicity"] + pd.Series(child, frame.index),
@@ -153,7 +153,8 @@ def members(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
             yield dimension, str(value), rows
 
 
-def _slice(dimension: str, value: str, faces: pd.DataFrame) -> Slice:
+def slice_of(dimension: str, value: str, faces: pd.DataFrame) -> Slice:
+    """Measure one group of faces: columns predicted, age, and for coverage and width low, high and covered."""
     found = measure(value, faces["predicted"].to_numpy(np.float64), faces["age"].to_numpy(np.float64))
     years = (found.mae, found.mae_low, found.mae_high, found.bias)
     if "covered" not in faces:
@@ -164,7 +165,8 @@ def _slice(dimension: str, value: str, faces: pd.DataFrame) -> Slice:
     return Slice(dimension, value, found.n, *years, hits / found.n, float(exact.low), float(exact.high), width)
 
 
-def _decade(ages: "pd.Series[Any]") -> "pd.Series[Any]":
+def decade(ages: "pd.Series[Any]") -> "pd.Series[Any]":
+    """The name of each age's decade; 80 and over together."""
     decades = ages // 10 * 10
     names: pd.Series[Any] = decades.map(lambda low: "80+" if low >= 80 else f"{low:.0f}-{low + 9:.0f}")
     return names

@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,9 @@ _AGE_FOLDER = re.compile(r"\d{1,3}")
 _UTKFACE = re.compile(r"(?P<age>\d{1,3})_(?P<sex>\d?)_(?:(?P<ethnicity>\d?)_)?\d{8,} ?(?:\.|$)")
 _SEXES = {"0": "male", "1": "female"}
 _ETHNICITIES = {"0": "white", "1": "black", "2": "asian", "3": "indian", "4": "others"}
+
+Require = Callable[[Iterable[str]], None]
+"""Raises LabelError where columns of these names can't be labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +106,23 @@ def _read_folder(source: Path) -> Iterator[Labelled]:
 
 
 def _read_table(table: Path, root: Path) -> Iterator[Labelled]:
-    rows = _csv_rows(table) if table.suffix.lower() == ".csv" else _parquet_rows(table)
+    rows = rows_of(table, _COLUMNS, lambda names: _require_columns(table, names))
     return (_labelled(root, row, f"{table}, {where}") for where, row in rows)
 
 
-def _csv_rows(table: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+def rows_of(table: Path, columns: Sequence[str], require: Require) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Yield each row of a table that ends in .csv (text cells) or .parquet, and where it stands, of these columns.
+
+    `require` is asked about the names of all columns first. Raises LabelError where the file is damaged.
+    """
+    return _csv_rows(table, require) if table.suffix.lower() == ".csv" else _parquet_rows(table, columns, require)
+
+
+def _csv_rows(table: Path, require: Require) -> Iterator[tuple[str, Mapping[str, object]]]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            _require_columns(table, reader.fieldnames or ())
+            require(reader.fieldnames or ())
             for row in reader:
                 if any(row.pop(None, None) or ()):
                     raise LabelError(f"{table}, line {reader.line_num}: there are more fields than columns.")
@@ -120,11 +131,11 @@ def _csv_rows(table: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
         raise LabelError(f"{table} can't be read as a CSV file in UTF-8: {error}.") from error
 
 
-def _parquet_rows(table: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _parquet_rows(table: Path, columns: Sequence[str], require: Require) -> Iterator[tuple[str, Mapping[str, object]]]:
     try:
         with pq.ParquetFile(table) as file:
-            _require_columns(table, file.schema_arrow.names)
-            wanted = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            require(file.schema_arrow.names)
+            wanted = [name for name in columns if name in file.schema_arrow.names]
             rows = [row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist()]
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise LabelError(f"{table} can't be read as a Parquet file: {error}.") from error
@@ -134,6 +145,11 @@ def _parquet_rows(table: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
 def _require_columns(table: Path, names: Iterable[str]) -> None:
     if not {"path", "age"} <= set(names):
         raise LabelError(f"{table} needs the columns path and age.")
+    refuse_export(table, names)
+
+
+def refuse_export(table: Path, names: Iterable[str]) -> None:
+    """Raise LabelError where a table's columns are those of an export: its ages are estimates."""
     if {"age_low", "run_id"} <= set(names):
         raise LabelError(f"{table} is an export of estimates, and no labels to learn from.")
 
