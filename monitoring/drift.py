@@ -21,7 +21,8 @@ from agewatch.scoring.baseline import Accepted, Baseline
 from agewatch.scoring.beside import name_of
 from agewatch.scoring.predictions import Key
 from agewatch.settings import Settings
-from monitoring import instrument, model_change, report, summaries
+from monitoring import cause, instrument, model_change, report, summaries
+from monitoring.cause import Cause
 from monitoring.columns import BOUND
 from monitoring.instrument import Instrument
 from monitoring.model_change import ModelChange
@@ -42,13 +43,16 @@ class DriftRun:
     verdict: Verdict
     instrument: Instrument | None
     model_change: ModelChange | None
+    why: Cause | None
     html: Path
     json: Path
 
     @property
     def cause(self) -> str | None:
-        """Why it moved, where that is known: `instrument`."""
-        return "instrument" if self.instrument is not None and self.instrument.moved else None
+        """Why it drifted: `instrument`, or `camera`, `people`, `mixed` or `unclear`; None where it did not."""
+        if self.instrument is not None and self.instrument.moved:
+            return "instrument"
+        return None if self.why is None else self.why.answer
 
     @property
     def exit_code(self) -> int:
@@ -64,6 +68,7 @@ class DriftRun:
             "verdict": verdict.answer,
             "headline": verdict.headline,
             "cause": self.cause,
+            "cause_years": self.why and {part: asdict(self.why)[part] for part in ("quality", "people")},
             "since": _iso(verdict.since),
             "since_low": _iso(verdict.since_low),
             "since_high": _iso(verdict.since_high),
@@ -130,8 +135,12 @@ def run(
     changed = None if verdict.baseline is None else model_change.since_the_last(table, key, verdict.baseline)
     out = (out or run_dir(settings.reports, key.archive)).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    found = DriftRun(key, verdict, seen, changed, out / "index.html", out / "drift.json")
-    report.write(found.html, found.verdict, *_drawn(table, key, verdict, int(cells["faces"].sum())), key)
+    drawn, why = _drawn(table, key, verdict, int(cells["faces"].sum())), None
+    if verdict.answer == "drift" and not (seen and seen.moved):
+        why = cause.of_rows(*drawn, [column.name for column in verdict.columns if column.drifted])
+        verdict = replace(verdict, advice=f"{why.sentence} {verdict.advice}")
+    found = DriftRun(key, verdict, seen, changed, why, out / "index.html", out / "drift.json")
+    report.write(found.html, found.verdict, *drawn, key)
     write_json(found.json, found.content())
     return found
 
@@ -230,7 +239,7 @@ def _arrived(table: Path, key: Key, window: Window) -> pa.Table:
 
 
 def _read(table: Path, key: Key, where: ds.Expression) -> pa.Table:
-    return predictions.read(table, key.where & (pc.field("status") == "ok") & where, summaries.COLUMNS)
+    return predictions.read(table, key.where & (pc.field("status") == "ok") & where, cause.COLUMNS)
 
 
 def _period(window: Window | None) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def split(cells: pd.DataFrame, baseline: Baseline, by: By = "night", since: date
     windows, waiting, number = _carried(later, "night")
     later = later.assign(window=later["key"].map(number).fillna(-2).astype(int))
     both = pd.concat([base.assign(window=-1), later[later["window"] >= 0].drop(columns="key")], ignore_index=True)
-    alike, group = _groups(both)
+    alike, group = groups(both)
     sums = both.drop(columns=list(CELL)).assign(group=group).groupby(["window", "group"], as_index=False).sum()
     return Split(sums, _window(base) if len(base) else None, windows, waiting, alike)
 
@@ -123,7 +123,7 @@ def _window(cells: pd.DataFrame) -> Window:
     return Window(nights.min(), nights.max(), int(cells["files"].sum()), int(cells["faces"].sum()))
 
 
-def _groups(cells: pd.DataFrame) -> tuple[Alike, npt.NDArray[Any]]:
+def groups(cells: pd.DataFrame) -> tuple[Alike, npt.NDArray[Any]]:
     """What pictures are alike in, and the number of each cell's group.
 
     The folder; where one folder holds over half of the baseline, the capture day; where that is unknown, and what came
@@ -162,7 +162,7 @@ def means(split: Split, count: Floats, total: Floats, squares: Floats, face_skew
     if n[is_base].sum() < LEAST_FACES:
         return None
     alone = split.alike == "picture"
-    within, between = _components(n[is_base], mean[is_base], within_squares[is_base], alone)
+    within, between = components(n[is_base], mean[is_base], within_squares[is_base], alone)
     if within + between < 1e-12:
         return None
     cumulative = np.asarray(pd.Series(n).groupby(group).cumsum(), np.float64)
@@ -189,7 +189,7 @@ def means(split: Split, count: Floats, total: Floats, squares: Floats, face_skew
         )
 
 
-def _components(n: Floats, mean: Floats, within_squares: Floats, alone: bool) -> tuple[float, float]:
+def components(n: Floats, mean: Floats, within_squares: Floats, alone: bool) -> tuple[float, float]:
     """The variance within groups, and that between them: the method of moments for groups of unequal sizes."""
     total, groups = n.sum(), len(n)
     if alone or groups == 1:
