@@ -27,6 +27,10 @@ CHANGES: dict[str, tuple[Change, int]] = {
     "blurred": (lambda picture: picture.filter(ImageFilter.GaussianBlur(2)), 95),
     "JPEG 10": (lambda picture: picture, 10),
     "half size": (lambda picture: ImageOps.scale(picture, 0.5), 95),
+    "slightly bright": (lambda picture: ImageEnhance.Brightness(picture).enhance(1.25), 95),
+    "slightly blurred": (lambda picture: picture.filter(ImageFilter.GaussianBlur(1)), 95),
+    "JPEG 30": (lambda picture: picture, 30),
+    "grey": (lambda picture: picture.convert("L").convert("RGB"), 95),
 }
 """What is done to a picture, and the JPEG quality it is saved with."""
 

@@ -21,7 +21,8 @@ from agewatch.scoring.baseline import Accepted, Baseline
 from agewatch.scoring.beside import name_of
 from agewatch.scoring.predictions import Key
 from agewatch.settings import Settings
-from monitoring import error, instrument, model_change, pictures, report, story, summaries
+from monitoring import cause, error, instrument, model_change, pictures, report, story, summaries
+from monitoring.cause import Cause
 from monitoring.columns import BOUND
 from monitoring.error import MeasuredError
 from monitoring.instrument import Instrument
@@ -44,6 +45,7 @@ class DriftRun:
     verdict: Verdict
     instrument: Instrument | None
     model_change: ModelChange | None
+    why: Cause | None
     error: MeasuredError | None
     pictures: tuple[Picture, ...]
     html: Path
@@ -51,8 +53,10 @@ class DriftRun:
 
     @property
     def cause(self) -> str | None:
-        """Why it moved, where that is known: `instrument`."""
-        return "instrument" if self.instrument is not None and self.instrument.moved else None
+        """Why it drifted: `instrument`, or `camera`, `people`, `mixed` or `unclear`; None where it did not."""
+        if self.instrument is not None and self.instrument.moved:
+            return "instrument"
+        return None if self.why is None else self.why.answer
 
     @property
     def exit_code(self) -> int:
@@ -68,6 +72,7 @@ class DriftRun:
             "verdict": verdict.answer,
             "headline": verdict.headline,
             "cause": self.cause,
+            "cause_years": self.why and {part: asdict(self.why)[part] for part in ("quality", "people")},
             "since": _iso(verdict.since),
             "since_low": _iso(verdict.since_low),
             "since_high": _iso(verdict.since_high),
@@ -141,9 +146,12 @@ def run(
     changed = None if verdict.baseline is None else model_change.since_the_last(table, key, verdict.baseline)
     out = (out or run_dir(settings.reports, key.archive)).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    drawn = _drawn(table, key, verdict, int(cells["faces"].sum()))
+    drawn, why = _drawn(table, key, verdict, int(cells["faces"].sum())), None
+    if verdict.moved and not (seen and seen.moved):
+        why = cause.of_rows(*drawn, [column.name for column in verdict.columns if column.drifted])
+        verdict = replace(verdict, advice=f"{why.sentence} {verdict.advice}")
     moved = tuple(pictures.that_moved(verdict, *drawn))
-    found = DriftRun(key, verdict, seen, changed, measured, moved, out / "index.html", out / "drift.json")
+    found = DriftRun(key, verdict, seen, changed, why, measured, moved, out / "index.html", out / "drift.json")
     report.write(found.html, found.verdict, *drawn, moved, key)
     write_json(found.json, found.content())
     return found

@@ -65,6 +65,11 @@ class Verdict:
     months: tuple[WindowEvidence, ...] = ()
 
     @property
+    def moved(self) -> bool:
+        """Whether what arrived drifted, by a column or a segment of it."""
+        return any(column.drifted for column in self.columns) or any(part.drifted for part in self.segments)
+
+    @property
     def shown(self) -> tuple[WindowEvidence, ...]:
         """The windows that were asked for: of arrival, on which the answer rests, or the months of capture."""
         return self.months or self.windows

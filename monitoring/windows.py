@@ -69,7 +69,7 @@ def split(cells: pd.DataFrame, baseline: Baseline, by: By = "night", since: date
     windows, waiting, number = _carried(later, "night")
     later = later.assign(window=later["key"].map(number).fillna(-2).astype(int))
     both = pd.concat([base.assign(window=-1), later[later["window"] >= 0].drop(columns="key")], ignore_index=True)
-    alike, group = _groups(both)
+    alike, group = groups(both)
     both["group"] = group
     sums = both.drop(columns=list(CELL)).groupby(["window", "group"], as_index=False).sum()
     return Split(sums, both, _window(base) if len(base) else None, windows, waiting, alike)
@@ -126,7 +126,7 @@ def _window(cells: pd.DataFrame) -> Window:
     return Window(nights.min(), nights.max(), int(cells["files"].sum()), int(cells["faces"].sum()))
 
 
-def _groups(cells: pd.DataFrame) -> tuple[Alike, npt.NDArray[Any]]:
+def groups(cells: pd.DataFrame) -> tuple[Alike, npt.NDArray[Any]]:
     """What pictures are alike in, and the number of each cell's group.
 
     The folder; where one folder holds over half of the baseline, the capture day; where that is unknown, and what came

@@ -27,8 +27,9 @@ from monitoring.verdict import Verdict
 
 ROOT = Path(__file__).parents[1]
 KEYS = {
-    "schema", "verdict", "headline", "cause", "since", "since_low", "since_high", "advice", "notes", "archive", "model",
-    "mode", "baseline", "window", "evidence", "columns", "segments", "more_segments", "windows", "canaries",
+    "schema", "verdict", "headline", "cause", "cause_years", "since", "since_low", "since_high", "advice", "notes",
+    "archive", "model", "mode", "baseline", "window", "evidence", "columns", "segments", "more_segments", "windows",
+    "canaries",
     "model_change", "fit", "pictures", "report", "json", "exit_code",
 }  # fmt: skip
 
@@ -78,7 +79,11 @@ def test_the_json_keeps_its_contract(
         assert content["window"]["from"] == content["windows"][-1]["from"] == "2026-01-10"
         assert content["evidence"]["value"] == content["windows"][-1]["value"]
         assert len(content["columns"]) == 10
+    assert (content["cause"] is None) == (content["cause_years"] is None) == (answer != "drift")
     if answer == "drift":
+        assert (content["cause"], content["cause_years"]["quality"]) == ("people", None)
+        assert content["cause_years"]["people"]["low"] < 12 < content["cause_years"]["people"]["high"]
+        assert content["advice"].startswith("The people: ages moved by +1")
         assert content["since_low"] <= content["since"] == "2026-01-10" <= content["since_high"]
         assert content["evidence"]["value"] > BOUND
 
