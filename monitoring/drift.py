@@ -21,8 +21,9 @@ from agewatch.scoring.baseline import Accepted, Baseline
 from agewatch.scoring.beside import name_of
 from agewatch.scoring.predictions import Key
 from agewatch.settings import Settings
-from monitoring import instrument, model_change, report, summaries
+from monitoring import fit, instrument, model_change, report, summaries
 from monitoring.columns import BOUND
+from monitoring.fit import Fit
 from monitoring.instrument import Instrument
 from monitoring.model_change import ModelChange
 from monitoring.verdict import Verdict, judge
@@ -42,6 +43,7 @@ class DriftRun:
     verdict: Verdict
     instrument: Instrument | None
     model_change: ModelChange | None
+    fit: Fit
     html: Path
     json: Path
 
@@ -81,7 +83,11 @@ class DriftRun:
             ],
             "canaries": seen and seen.model_dump(mode="json", exclude={"model", "mode"}),
             "model_change": self.model_change and asdict(self.model_change),
-            "fit": {"estimated_mae": None, "measured_mae": None, "covered": None},
+            "fit": {
+                "estimated_mae": self.fit.estimated_mae and asdict(self.fit.estimated_mae),
+                "measured_mae": None,
+                "covered": self.fit.covered,
+            },
             "pictures": [],
             "report": str(self.html),
             "json": str(self.json),
@@ -130,8 +136,11 @@ def run(
     changed = None if verdict.baseline is None else model_change.since_the_last(table, key, verdict.baseline)
     out = (out or run_dir(settings.reports, key.archive)).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    found = DriftRun(key, verdict, seen, changed, out / "index.html", out / "drift.json")
-    report.write(found.html, found.verdict, *_drawn(table, key, verdict, int(cells["faces"].sum())), key)
+    before, now = _drawn(table, key, verdict, int(cells["faces"].sum()))
+    fitted = fit.fit(fit.reference(model_path, key.mode), (now if len(now) else before).to_pandas())
+    verdict = replace(verdict, notes=(*verdict.notes, *fitted.notes))
+    found = DriftRun(key, verdict, seen, changed, fitted, out / "index.html", out / "drift.json")
+    report.write(found.html, found.verdict, before, now, key, fitted.fact)
     write_json(found.json, found.content())
     return found
 
@@ -230,7 +239,8 @@ def _arrived(table: Path, key: Key, window: Window) -> pa.Table:
 
 
 def _read(table: Path, key: Key, where: ds.Expression) -> pa.Table:
-    return predictions.read(table, key.where & (pc.field("status") == "ok") & where, summaries.COLUMNS)
+    columns = (*summaries.COLUMNS, *fit.BOX)
+    return predictions.read(table, key.where & (pc.field("status") == "ok") & where, columns)
 
 
 def _period(window: Window | None) -> dict[str, Any]:

@@ -17,8 +17,13 @@ _LAST_WINDOWS = 30
 _templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 
 
-def write(page: Path, verdict: Verdict, baseline: pa.Table, current: pa.Table, key: Key) -> None:
-    """Write the page of a verdict, with drawings of rows of both sides, replaced at once. Raises OSError."""
+def write(
+    page: Path, verdict: Verdict, baseline: pa.Table, current: pa.Table, key: Key, error: str | None = None
+) -> None:
+    """Write the page of a verdict, with drawings of rows of both sides, replaced at once. Raises OSError.
+
+    `error` is the mean absolute error to expect, in words, where anything is known of it.
+    """
     header = _templates.get_template("report.html.jinja").render(
         verdict=verdict,
         unseen="not seen" if verdict.answer == "too_little_data" else "no",
@@ -26,7 +31,7 @@ def write(page: Path, verdict: Verdict, baseline: pa.Table, current: pa.Table, k
                  for column in verdict.columns],
         amount=story.amount,
         windows=verdict.shown[-_LAST_WINDOWS:],
-        facts=_facts(verdict, key),
+        facts=_facts(verdict, key) | ({"Estimated mean error": error} if error else {}),
     )  # fmt: skip
     drawn = evidently_page.page(verdict, summaries.values(baseline), summaries.values(current))
     write_text(page, drawn.replace("<body>", f"<body>{header}", 1))
