@@ -31,13 +31,14 @@ CHANGES: dict[str, tuple[Change, int]] = {
     "slightly blurred": (lambda picture: picture.filter(ImageFilter.GaussianBlur(1)), 95),
     "JPEG 30": (lambda picture: picture, 30),
     "grey": (lambda picture: picture.convert("L").convert("RGB"), 95),
+    "bright": (lambda picture: ImageEnhance.Brightness(picture).enhance(1.6), 95),
 }
 """What is done to a picture, and the JPEG quality it is saved with."""
 
 
 @cache
 def scored(change: str, mode: Mode = "detect") -> pd.DataFrame:
-    """Rows of the predictions table, one a face, with `source` and `age_true`; of files with a face."""
+    """Rows of the predictions table with `source` and `age_true`: the largest face of each file that has one."""
     known = _known()
     with tempfile.TemporaryDirectory() as home:
         archive, table = Path(home) / "archive", Path(home) / "table"
@@ -46,7 +47,8 @@ def scored(change: str, mode: Mode = "detect") -> pd.DataFrame:
         summary = api.score_archive(archive, predictions=table, faces=mode, max_refused=1)
         where = Key(summary.archive, summary.model, summary.mode).where
         rows: pd.DataFrame = predictions.read(table, where).to_pandas()
-    return rows[rows["status"] == "ok"].merge(known, left_on="path", right_index=True)
+    # Whoever else is in the picture has an age that nobody knows.
+    return rows[rows["face"] == 0].merge(known, left_on="path", right_index=True)
 
 
 def _known() -> pd.DataFrame:

@@ -1,11 +1,10 @@
 """The drift run: what arrived in an archive, night by night, against what was accepted before."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -21,86 +20,16 @@ from agewatch.scoring.baseline import Accepted, Baseline
 from agewatch.scoring.beside import name_of
 from agewatch.scoring.predictions import Key
 from agewatch.settings import Settings
-from monitoring import cause, error, instrument, model_change, pictures, report, story, summaries
+from monitoring import cause, error, fit, instrument, model_change, pictures, report, story, summaries
 from monitoring.cause import Cause
-from monitoring.columns import BOUND
 from monitoring.error import MeasuredError
+from monitoring.fit import Fit
 from monitoring.instrument import Instrument
-from monitoring.model_change import ModelChange
-from monitoring.pictures import Picture
+from monitoring.record import DriftRun
 from monitoring.verdict import Verdict, judge
 from monitoring.windows import By, Window
 
-SCHEMA = 2
-"""Of drift.json; raised whenever a key changes its meaning or goes."""
-EXIT_CODES = {"no_drift": 0, "drift": 4, "too_little_data": 5}
 _MOST_DRAWN = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class DriftRun:
-    """Which rows were judged, the answer, and the files that show it, by their absolute paths."""
-
-    key: Key
-    verdict: Verdict
-    instrument: Instrument | None
-    model_change: ModelChange | None
-    why: Cause | None
-    error: MeasuredError | None
-    pictures: tuple[Picture, ...]
-    html: Path
-    json: Path
-
-    @property
-    def cause(self) -> str | None:
-        """Why it drifted: `instrument`, or `camera`, `people`, `mixed` or `unclear`; None where it did not."""
-        if self.instrument is not None and self.instrument.moved:
-            return "instrument"
-        return None if self.why is None else self.why.answer
-
-    @property
-    def exit_code(self) -> int:
-        """What `agewatch drift` ends with."""
-        return EXIT_CODES[self.verdict.answer]
-
-    def content(self) -> dict[str, Any]:
-        """What `drift.json` holds."""
-        verdict = self.verdict
-        seen = self.instrument and self.instrument.run
-        return {
-            "schema": SCHEMA,
-            "verdict": verdict.answer,
-            "headline": verdict.headline,
-            "cause": self.cause,
-            "cause_years": self.why and {part: asdict(self.why)[part] for part in ("quality", "people")},
-            "since": _iso(verdict.since),
-            "since_low": _iso(verdict.since_low),
-            "since_high": _iso(verdict.since_high),
-            "advice": verdict.advice,
-            "notes": list(verdict.notes),
-            **asdict(self.key),
-            "baseline": {"kind": "accepted" if verdict.is_accepted else "first nights", **_period(verdict.baseline)},
-            "window": _period(verdict.windows[-1].window if verdict.windows else None),
-            "evidence": {"bound": BOUND, "value": verdict.value},
-            "columns": [_column(asdict(column)) for column in verdict.columns],
-            "segments": [_segment(asdict(segment)) for segment in verdict.segments],
-            "more_segments": verdict.more_segments,
-            "windows": [
-                {**_period(one.window), "age_effect": one.age_effect, "value": one.value, "notable": one.notable}
-                for one in verdict.shown
-            ],
-            "canaries": seen and seen.model_dump(mode="json", exclude={"model", "mode"}),
-            "model_change": self.model_change and asdict(self.model_change),
-            "fit": {
-                "estimated_mae": None,
-                "measured_mae": self.error and measured_mae(self.error),
-                "covered": None,
-            },
-            "pictures": [asdict(picture) for picture in self.pictures],
-            "report": str(self.html),
-            "json": str(self.json),
-            "exit_code": self.exit_code,
-        }
 
 
 def run(
@@ -136,6 +65,26 @@ def run(
     verdict = judge(cells, _baseline(cells, told), by=by, since=since, until=until)
     seen = instrument.last(canaries.read(table, key.archive), key, told[-1].at if told else None, until)
     measured = error.measure(table, key, model_path, until, told[-1] if told else None)
+    before, now = _drawn(table, key, verdict, int(cells["faces"].sum()))
+    fitted = fit.fit(fit.reference(model_path, key.mode), (now if len(now) else before).to_pandas())
+    why = cause.of_rows(before, now, verdict.drifted) if verdict.moved and not (seen and seen.moved) else None
+    moved = tuple(pictures.that_moved(verdict, before, now))
+    changed = None if verdict.baseline is None else model_change.since_the_last(table, key, verdict.baseline)
+    out = (out or run_dir(settings.reports, key.archive)).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    verdict = _told(verdict, why, measured, seen, fitted)
+    found = DriftRun(key, verdict, seen, changed, why, fitted, measured, moved, out / "index.html", out / "drift.json")
+    report.write(found, before, now)
+    write_json(found.json, found.content())
+    return found
+
+
+def _told(
+    verdict: Verdict, why: Cause | None, measured: MeasuredError | None, seen: Instrument | None, fitted: Fit
+) -> Verdict:
+    """The verdict with what else is known; a rise of the error, or an instrument that moved, is drift too."""
+    if why is not None:
+        verdict = replace(verdict, advice=f"{why.sentence} {verdict.advice}")
     if measured is not None:
         verdict = _with_error(verdict, measured)
     if seen is not None:
@@ -143,18 +92,7 @@ def run(
     if seen is not None and seen.moved:
         notes = (verdict.headline, *verdict.notes)
         verdict = replace(verdict, answer="drift", headline=seen.headline, advice=seen.advice, notes=notes)
-    changed = None if verdict.baseline is None else model_change.since_the_last(table, key, verdict.baseline)
-    out = (out or run_dir(settings.reports, key.archive)).absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    drawn, why = _drawn(table, key, verdict, int(cells["faces"].sum())), None
-    if verdict.moved and not (seen and seen.moved):
-        why = cause.of_rows(*drawn, [column.name for column in verdict.columns if column.drifted])
-        verdict = replace(verdict, advice=f"{why.sentence} {verdict.advice}")
-    moved = tuple(pictures.that_moved(verdict, *drawn))
-    found = DriftRun(key, verdict, seen, changed, why, measured, moved, out / "index.html", out / "drift.json")
-    report.write(found.html, found.verdict, *drawn, moved, key)
-    write_json(found.json, found.content())
-    return found
+    return replace(verdict, notes=(*verdict.notes, *fitted.notes))
 
 
 def accept(
@@ -191,12 +129,6 @@ def key_of(archive: str | None, model: api.ModelPath, table: Path, mode: Mode | 
     """
     archive, model_path = _archive(archive, table), api.model_file(model)
     return _key(archive, AgeModel.load(model_path).id, mode, table), model_path
-
-
-def measured_mae(found: MeasuredError) -> dict[str, Any]:
-    """The measured error as `drift.json` holds it."""
-    before = found.before and asdict(found.before)
-    return {**asdict(found.mae), "rose": found.rose, "since": _iso(found.since), "before": before}
 
 
 def run_dir(reports_dir: Path, archive: str) -> Path:
@@ -277,31 +209,5 @@ def _arrived(table: Path, key: Key, window: Window) -> pa.Table:
 
 
 def _read(table: Path, key: Key, where: ds.Expression) -> pa.Table:
-    return predictions.read(table, key.where & (pc.field("status") == "ok") & where, (*summaries.COLUMNS, "gone_at"))
-
-
-def _period(window: Window | None) -> dict[str, Any]:
-    if window is None:
-        return {"from": None, "until": None, "n_files": None, "n_faces": None}
-    return {
-        "from": window.first.isoformat(),
-        "until": window.until.isoformat(),
-        "n_files": window.n_files,
-        "n_faces": window.n_faces,
-    }
-
-
-def _column(column: dict[str, Any]) -> dict[str, Any]:
-    """A column's figures as JSON holds them: what is infinite or unknown is null."""
-    return {
-        name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in column.items()
-    }
-
-
-def _segment(segment: dict[str, Any]) -> dict[str, Any]:
-    del segment["since"], segment["log_evidence"]
-    return _column(segment)
-
-
-def _iso(day: date | None) -> str | None:
-    return None if day is None else day.isoformat()
+    columns = (*summaries.COLUMNS, "box_w", "gone_at")
+    return predictions.read(table, key.where & (pc.field("status") == "ok") & where, columns)

@@ -65,9 +65,14 @@ class Verdict:
     months: tuple[WindowEvidence, ...] = ()
 
     @property
+    def drifted(self) -> list[str]:
+        """The names of the columns that drifted."""
+        return [column.name for column in self.columns if column.drifted]
+
+    @property
     def moved(self) -> bool:
         """Whether what arrived drifted, by a column or a segment of it."""
-        return any(column.drifted for column in self.columns) or any(part.drifted for part in self.segments)
+        return bool(self.drifted) or any(part.drifted for part in self.segments)
 
     @property
     def shown(self) -> tuple[WindowEvidence, ...]:

@@ -23,6 +23,7 @@ from agewatch.scoring.canaries import Canary, CanaryRun, Record
 from agewatch.scoring.predictions import Key
 from monitoring import drift, report, summaries
 from monitoring.columns import BOUND
+from monitoring.record import DriftRun
 from monitoring.verdict import Verdict
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +115,7 @@ def test_what_is_accepted_is_the_baseline_from_then_on(model_dir: Path, model: s
     older = [night(n, 400, older=8 * (n > 5), model=model) for n in range(1, 16)]
     table = store(tmp_path / "t", night(0, 4000, model=model), *older)
 
-    def run() -> drift.DriftRun:
+    def run() -> DriftRun:
         return drift.run(None, model=model_dir, predictions_dir=table, out=tmp_path / "r")
 
     assert run().verdict.since == day(6)
@@ -163,7 +164,7 @@ def seen(spread: float, lost: int = 0, number: int = 8, model: str = MODEL) -> C
 def test_canaries_that_moved_alarm_whatever_arrived(model_dir: Path, model: str, tmp_path: Path) -> None:
     table = store(tmp_path / "t", *(night(n, 4000 if n == 0 else 300, model=model) for n in range(9)))
 
-    def told(*runs: CanaryRun, until: date | None = None) -> drift.DriftRun:
+    def told(*runs: CanaryRun, until: date | None = None) -> DriftRun:
         canaries._write(table, "town", Record(runs=list(runs)))
         return drift.run(None, model=model_dir, predictions_dir=table, out=tmp_path / "r", until=until)
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # they bring pandas, which scoring does without
     from agewatch.labelled.evaluate import Evaluation
     from agewatch.release.gate import Record
     from agewatch.scoring.archives import Archive
-    from monitoring.drift import DriftRun
     from monitoring.error import MeasuredError
+    from monitoring.record import DriftRun
 
 _LINE_SECONDS = 10.0
 _BAR_WIDTH = 30

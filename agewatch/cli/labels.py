@@ -25,6 +25,7 @@ def labels(
     from agewatch.cli import display
     from agewatch.scoring.baseline import accepted
     from monitoring import drift, error
+    from monitoring.record import measured_mae
 
     if context.invoked_subcommand is not None:
         if as_json or archive or model or predictions:
@@ -34,7 +35,7 @@ def labels(
     key, model_path = drift.key_of(archive, model, table)
     told = accepted(table, key.archive)
     found = error.measure(table, key, model_path, datetime.now(UTC).date(), told[-1] if told else None)
-    measured = found and drift.measured_mae(found)
+    measured = found and measured_mae(found)
     content = {"archive": key.archive, "model": key.model, "mode": key.mode, "measured_mae": measured}
     answer(as_json, content | {"slices": found.slices if found else []}, display.labels, key.archive, found)
 
