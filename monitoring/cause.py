@@ -32,8 +32,8 @@ _WORDS = {
 """The measures of quality, and what pictures are where one rose or fell."""
 RESPONSE_YEARS = 0.5
 """What a change of quality alone does to the mean age of the same people, as a standard deviation around nothing:
--0.4 to +0.1 years where pictures were darkened, blurred, saved as JPEG 10 or halved (benchmarks/variants.py). Neither
-true ages and quality of the model's reference nor ages and quality of an archive foretell it better than nothing."""
+-0.4 to +0.1 years where pictures were darkened, blurred, saved as JPEG 10 or halved (benchmarks/variants.py). Ages and
+quality of an archive do not foretell it: they go with who is in the picture."""
 _MATERIAL_YEARS = 0.5
 _MATERIAL_SD = 0.2
 """The least change of a measure that matters, in standard deviations of the baseline's faces."""
