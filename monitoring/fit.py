@@ -105,10 +105,11 @@ def fit(reference: pd.DataFrame | None, faces: pd.DataFrame) -> Fit:
     The reference has `age_true` too; its `archive` is the source, and the band holds what the estimate was wrong by on
     sources that it had not seen. What is done: docs/drift.md.
     """
-    if reference is None or len(reference) < _LEAST_REFERENCE or len(faces) < _LEAST_FACES:
+    if reference is None or len(faces) < _LEAST_FACES:
         return Fit()
-    known, now = _features(reference), _features(faces)
-    known = known.dropna()
+    known, now = _features(reference).dropna(), _features(faces)
+    if len(known) < _LEAST_REFERENCE:  # of a recalibrated model nobody knows the new intervals of the old rows
+        return Fit()
     outside = _is_outside(known, now)
     if outside.mean() > OUTSIDE_SHARE:
         return Fit(False, float(outside.mean()))
