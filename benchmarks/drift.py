@@ -72,14 +72,17 @@ def _life(cell: Cell, seed: int) -> tuple[bool, float]:
 
 
 def _first_alarm(cells: pd.DataFrame, baseline: Baseline, until: date) -> int | None:
-    """The number (from 1) of the first window after the baseline at whose end the verdict is drift."""
-    shown = judge(cells, baseline, until=until).windows
-    for number, window in enumerate(shown, 1):
+    """The number (from 1) of the first window after the baseline at whose end the verdict is drift.
+
+    What segments say is asked at the last window alone.
+    """
+    whole = judge(cells, baseline, until=until)
+    for number, window in enumerate(whole.windows, 1):
         # What the evidence was at each window's end stands in one verdict; that it mattered is asked there and then.
         passed = (window.value or 0) >= BOUND
         if passed and judge(cells, baseline, until=window.window.until).answer == "drift":
             return number
-    return None
+    return len(whole.windows) if whole.answer == "drift" else None
 
 
 def _visible_ever(cells: pd.DataFrame) -> float:
@@ -155,7 +158,7 @@ _TEXT = """Written by `make bench`: {adults:,} adults of the model's held-out pi
 {minutes:.0f} minutes of CPU.
 
 Lives of {nights:,} nights without change, {few} to {many} faces a night in groups of {group}; seeds (1, 0) to \
-(1, {last_life}). At most {alpha:.0%} are to alarm.
+(1, {last_life}). At most {alpha:.0%} are to alarm, by columns at the end of any night or by segments at the last.
 
 {calm}
 

@@ -139,11 +139,10 @@ def of_split(divided: Split) -> tuple[list[Column], list[str]]:
     for name in ("refused_share", "no_face_share"):
         data[name] = (_LABELS[name], windows.shares(divided, sums[name.removesuffix("_share")], sums["files"]))
     usable = {name: (label, some) for name, (label, some) in data.items() if some is not None}
-    courses = {
-        name: evidence.of_shares(some, _END_ERROR)
-        if isinstance(some, Shares)
-        else evidence.of_means(some, _PRIOR * MATERIAL[name])
-        for name, (_, some) in usable.items()
+    means = {name: some for name, (_, some) in usable.items() if isinstance(some, Means)}
+    of_means = evidence.of_columns([*means.values()], [_PRIOR * MATERIAL[name] for name in means])
+    courses = dict(zip(means, of_means, strict=True)) | {
+        name: evidence.of_shares(some, _END_ERROR) for name, (_, some) in usable.items() if isinstance(some, Shares)
     }
     others = (1 - AGE_PART - SEGMENTS_PART) / max(len(usable) - 1, 1)
     columns = [

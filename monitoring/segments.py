@@ -7,9 +7,10 @@ sums to 1 however many come (weighted Bonferroni, Genovese, Roeder & Wasserman 2
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,15 +93,15 @@ def _kinds(parts: pd.DataFrame) -> Iterator[tuple[str, list[str], Ints, Floats, 
     """Name, values, the value's number in each of some rows (-1: none), numbers and sums of ages, and those rows."""
     count, total = parts["age_n"].to_numpy(np.float64), parts["age_sum"].to_numpy(np.float64)
     rows = np.arange(len(parts))
-    folders = _top_folders(parts["folder"])
-    dated = {
-        name: parts["day"].dt.strftime(pattern)
-        for name, pattern in (("captured_month", "%Y-%m"), ("captured_year", "%Y"))
+    named = {
+        "folder": _named(parts["folder"], _top_folders),
+        "camera": _named(parts["camera"].replace("", None), list),
+        "captured_month": _named(parts["day"], lambda days: list(days.strftime("%Y-%m"))),
+        "captured_year": _named(parts["day"], lambda days: list(days.strftime("%Y"))),
     }
-    for name, values in {"folder": folders, "camera": parts["camera"].replace("", None), **dated}.items():
-        codes, known = pd.factorize(values)
-        if len(known) > 1:
-            yield name, [str(value) for value in known], codes.astype(np.int64), count, total, rows
+    for name, (codes, values) in named.items():
+        if len(values) > 1:
+            yield name, values, codes, count, total, rows
     sizes = range(len(_SIZES))
     counts = np.concatenate([parts[f"size_{band}_n"].to_numpy(np.float64) for band in sizes])
     sums = np.concatenate([parts[f"size_{band}_sum"].to_numpy(np.float64) for band in sizes])
@@ -114,14 +115,20 @@ def _kinds(parts: pd.DataFrame) -> Iterator[tuple[str, list[str], Ints, Floats, 
     )
 
 
-def _top_folders(folders: "pd.Series[str]") -> "pd.Series[str]":
+def _named(values: "pd.Series[Any]", name: Callable[[Any], list[str]]) -> tuple[Ints, list[str]]:
+    """The number of each value's name (-1 where it is null), and the names; `name` is given each value once."""
+    codes, known = pd.factorize(values)
+    numbers, names = pd.factorize(np.array(name(known), object))
+    return np.append(numbers, -1)[codes].astype(np.int64), [str(one) for one in names]
+
+
+def _top_folders(folders: Iterable[str]) -> list[str]:
     """The first folder of each path at which paths differ."""
-    codes, names = pd.factorize(folders)
-    parts = [str(name).split("/") for name in names]
+    parts = [folder.split("/") for folder in folders]
     depth = 0
     while parts and all(len(part) > depth + 1 and part[depth] == parts[0][depth] for part in parts):
         depth += 1
-    return pd.Series(np.array(["/".join(part[: depth + 1]) or "." for part in parts], object)[codes])
+    return ["/".join(part[: depth + 1]) or "." for part in parts]
 
 
 @dataclass(frozen=True)
