@@ -74,6 +74,8 @@ def measure(table: Path, key: Key, model_path: Path, until: date, told: Accepted
     Labels that were added, and faces that arrived, after `until` do not count. After `told` the accepted nights are the
     reference, and what arrived before them is left out. Raises TableError where the labels or the table can't be read.
     """
+    if late.read(table, key.archive, until).empty:
+        return None
     faces = labelled(table, key, model_path, until)
     if told is not None:
         faces = faces[faces["night"].dt.date >= told.first]

@@ -153,7 +153,7 @@ def _summed(rows: pa.Table) -> pd.DataFrame:
     frame = grouped.rename_columns([named.get(name, name) for name in grouped.column_names]).to_pandas(
         date_as_object=False
     )
-    summed: pd.DataFrame = frame.astype(dict.fromkeys((*_COUNTS, *_SUMS), "float64"))
+    summed: pd.DataFrame = frame.fillna(dict.fromkeys((*_COUNTS, *_SUMS), 0.0))  # of no value at all
     return summed
 
 
@@ -168,7 +168,7 @@ def _by_size(height: pa.ChunkedArray, age: pa.ChunkedArray) -> dict[str, pa.Chun
 
 
 def _number(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.fill_null(pc.cast(values, pa.float64()), 0.0)
+    return pc.cast(values, pa.float64())
 
 
 def _values(name: str, rows: pa.Table, ok: pa.ChunkedArray) -> pa.ChunkedArray:
