@@ -1,9 +1,10 @@
 """Where an archive moved: its folders, cameras, capture dates, face sizes, age bands and refusals, each by itself.
 
-Ages of a segment are held against its own baseline, or where it is new against the baseline's other segments of the
-kind, and shares of age bands and refusals against theirs. All share SEGMENTS_PART of the chance of a false alarm:
-folders have half of it, other kinds the rest alike, and of each the segment that came k-th has 1 / (k (k + 1)), which
-sums to 1 however many come (weighted Bonferroni, Genovese, Roeder & Wasserman 2006; weights are known before the ages).
+Ages of a segment are held against its own baseline, drawn towards the other segments of its kind where these are like
+it, or where it is new against those alone, and shares of age bands and refusals against theirs. All share SEGMENTS_PART
+of the chance of a false alarm: folders have half of it, other kinds the rest alike, and of each the segment that came
+k-th has 1 / (k (k + 1)), which sums to 1 however many come (weighted Bonferroni, Genovese, Roeder & Wasserman 2006;
+weights are known before the ages are).
 """
 
 import math
@@ -26,6 +27,9 @@ SHOWN = 50
 """Segments that are described at most; others are counted."""
 _KNOWN_SEGMENTS = 20
 """From so many segments of a baseline on one knows how a kind's segments differ, and can judge a new one."""
+_LIKE = 2.0
+"""A segment within so many standard deviations of the others is expected to be like them (limited translation: Efron &
+Morris 1972); one that was always unlike them is held against itself alone."""
 _AGE_BANDS = tuple(pairwise((0, *(edge for edge in AGE_EDGES if edge % 10 == 0))))
 _SIZES = (
     f"under {SIZE_EDGES[0]} pixels",
@@ -196,8 +200,10 @@ class _Kind:
         if known.sum() >= _KNOWN_SEGMENTS:
             center, spread = _population(own[known], precision[known])
             is_new = self.faces < LEAST_FACES
-            own = np.where(is_new, (own * precision + center / spread) / (precision + 1 / spread), own)
-            precision = np.where(is_new, precision + 1 / spread, precision)
+            with np.errstate(divide="ignore"):
+                is_like = is_new | (np.abs(own - center) <= _LIKE * np.sqrt(spread + 1 / precision))
+            own = np.where(is_like, (own * precision + center / spread) / (precision + 1 / spread), own)
+            precision = np.where(is_like, precision + 1 / spread, precision)
             self.df[is_new] = min(self.df[0], float(known.sum() - 1))
         else:
             precision = np.where(self.faces < LEAST_FACES, 0.0, precision)
@@ -284,12 +290,14 @@ def _between(units: pd.DataFrame, noise: _Noise, size: int) -> _Noise:
 
 
 def _population(means: Floats, precisions: Floats) -> tuple[float, float]:
-    """Where a new segment's mean is to be expected, and the variance of that (DerSimonian & Laird 1986)."""
-    total = precisions.sum()
+    """Where a segment's mean is to be expected, and the variance of that, taken large (DerSimonian & Laird 1986)."""
+    total, size = precisions.sum(), len(means)
     center = (precisions * means).sum() / total
     effective = total - (precisions**2).sum() / total
-    between = max(((precisions * (means - center) ** 2).sum() - (len(means) - 1)) / max(effective, 1e-300), 0.0)
+    between = max(((precisions * (means - center) ** 2).sum() - (size - 1)) / max(effective, 1e-300), 0.0)
     weight = 1 / (between + 1 / precisions)
+    # Two standard errors more: few segments don't know by how little they differ.
+    between += 2 * math.sqrt(2 / (size - 1)) * size / float(weight.sum())
     return float((weight * means).sum() / weight.sum()), float(between + 1 / weight.sum())
 
 
