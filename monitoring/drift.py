@@ -67,8 +67,9 @@ def run(
     measured = error.measure(table, key, model_path, until, told[-1] if told else None)
     before, now = _drawn(table, key, verdict, int(cells["faces"].sum()))
     fitted = fit.fit(fit.reference(model_path, key.mode), (now if len(now) else before).to_pandas())
-    why = cause.of_rows(before, now, verdict.drifted) if verdict.moved and not (seen and seen.moved) else None
-    moved = tuple(pictures.that_moved(verdict, before, now))
+    parts = pictures.of_what_moved(verdict, before), pictures.of_what_moved(verdict, now)
+    why = cause.of_rows(*parts, verdict.drifted) if verdict.moved and not (seen and seen.moved) else None
+    moved = tuple(pictures.that_moved(verdict, *parts))
     changed = None if verdict.baseline is None else model_change.since_the_last(table, key, verdict.baseline)
     out = (out or run_dir(settings.reports, key.archive)).absolute()
     out.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,21 @@ class Picture:
     why: str
 
 
+def of_what_moved(verdict: Verdict, rows: pa.Table) -> pa.Table:
+    """Those of the rows that are of the folder or camera that moved, where the archive as a whole did not."""
+    part = next((part for part in verdict.segments if part.drifted), None)
+    if verdict.drifted or part is None:
+        return rows
+    if part.name == "camera":
+        return rows.filter(pc.equal(rows["camera"], part.value))
+    if part.name != "folder":
+        return rows
+    inside = pc.starts_with(rows["path"], part.value + "/")
+    return rows.filter(pc.invert(pc.match_substring(rows["path"], "/")) if part.value == "." else inside)
+
+
 def that_moved(verdict: Verdict, before: pa.Table, now: pa.Table) -> list[Picture]:
-    """The faces among rows that arrived since the drift that moved it most; nothing where none is there any more.
+    """The faces among rows of what moved that moved it most; nothing where none is there any more.
 
     A face counts by how far it lies from the baseline's mean on the side of the change, times the share of faces like
     it that are more than the baseline would lead one to expect: old people who were always there explain nothing.
@@ -36,9 +49,6 @@ def that_moved(verdict: Verdict, before: pa.Table, now: pa.Table) -> list[Pictur
     if verdict.answer != "drift" or found is None or not len(before) or not len(now):
         return []
     name, way, label, unit = found
-    folder = next((part.value for part in verdict.segments if part.drifted and part.name == "folder"), None)
-    if not any(column.drifted for column in verdict.columns) and folder is not None:
-        now = now.filter(pc.or_(pc.equal(now["path"], folder), pc.starts_with(now["path"], folder + "/")))
     old, new = (summaries.values(rows).get(name, np.full(len(rows), np.nan)) for rows in (before, now))
     known = old[np.isfinite(old)]
     if not len(known):

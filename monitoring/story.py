@@ -18,7 +18,8 @@ Said = tuple[str, str]
 def drift(moved: Sequence[ColumnDrift], parts: Sequence[Segment], since: date) -> Said:
     """Of columns and segments that drifted, of each the most telling first; there is one at least."""
     also = f"; {', '.join(column.label for column in moved[1:])} moved too" if moved[1:] else ""
-    where = f"; most of all {_where(parts[0])} ({signed(parts[0].effect, parts[0].unit)})" if parts and moved else ""
+    most = next((part for part in parts if part.unit == "years"), None)
+    where = f"; most of all {_where(most)} ({signed(most.effect, most.unit)})" if most and moved else ""
     return (
         f"Drift since {since}: {f'{_moved(moved[0])}{also}{where}' if moved else _part_moved(parts[0])}.",
         "Look at the newest pictures. If the archive is to be so from now on, run `agewatch drift accept`.",

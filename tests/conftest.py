@@ -6,13 +6,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("agewatch", deadline=None)  # machines are shared: no assertion is timed
-hypothesis.settings.load_profile("agewatch")
 os.environ["OMP_NUM_THREADS"] = "1"  # workers of tests share few cores
 
 from models import tiny_model
 from pictures import ASTRONAUT, encoded, torn
 from PIL import Image
+
+hypothesis.settings.register_profile("agewatch", deadline=None)  # machines are shared: no assertion is timed
+hypothesis.settings.load_profile("agewatch")
 
 QUICK = [
     "test_house",

@@ -9,7 +9,7 @@ import pytest
 from nights import day, night
 
 from agewatch.scoring.baseline import Baseline
-from monitoring import evidence, summaries
+from monitoring import evidence, pictures, summaries
 from monitoring.evidence import Means, of_means
 from monitoring.segments import SHOWN, Segment
 from monitoring.verdict import Verdict, judge
@@ -46,6 +46,9 @@ def test_the_one_folder_that_moved_is_named_with_its_years_and_night() -> None:
     assert first.low < 15 < first.high
     assert first.n_faces == pytest.approx(160, abs=21)
     assert "in the folder 'box 0'" in verdict.headline
+    rows = pa.concat_tables([*folders(0, 20), night(1, 20, folder="box 01")])
+    moved = pictures.of_what_moved(verdict, rows)  # whose cause is asked, and whose pictures are shown
+    assert {path.split("/")[0] for path in moved["path"].to_pylist()} == {"box 0"}
 
 
 def test_what_was_never_seen_before_is_told_and_harmless() -> None:
