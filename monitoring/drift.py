@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -60,7 +61,7 @@ def run(
     if until is None:
         until = datetime.now(UTC).date()
     else:
-        cells = cells[cells["night"].dt.date <= until]
+        cells = cells[cells["night"] <= pd.Timestamp(until)]
     told = [said for said in baselines.accepted(table, key.archive) if said.at.date() <= until]
     verdict = judge(cells, _baseline(cells, told), by=by, since=since, until=until)
     seen = instrument.last(canaries.read(table, key.archive), key, told[-1].at if told else None, until)

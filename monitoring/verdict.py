@@ -93,10 +93,10 @@ def judge(
     `cells` are the sums of one archive, model and mode (`summaries.read`). With `since`, windows before it are left
     out. By captured month the windows are described, and the evidence is of nights.
     """
-    nights = cells["night"].dt.date
-    ahead = cells[nights > until]
+    is_ahead = cells["night"] > pd.Timestamp(until)
+    ahead = cells[is_ahead]
     notes = (story.ahead(int(ahead["faces"].sum()), ahead["night"].max().date(), until),) if len(ahead) else ()
-    cells = cells[nights <= until]
+    cells = cells[~is_ahead] if len(ahead) else cells
     if baseline is None:
         return Verdict("too_little_data", *story.no_baseline(int(cells["faces"].sum())), notes)
     divided = windows.split(cells, baseline, "night" if by == "captured-month" else by, since)

@@ -61,18 +61,33 @@ class Split:
 
 def split(cells: pd.DataFrame, baseline: Baseline, by: By = "night", since: date | None = None) -> Split:
     """Divide an archive's sums into the baseline and the windows after it, or from `since` on."""
-    nights = cells["night"].dt.date.to_numpy()
-    is_base = (nights >= baseline.first) & (nights <= baseline.until)
-    after = nights > baseline.until if since is None else (nights >= since) & ~is_base
-    key = cells["night"].dt.to_period(_PERIODS[by]).dt.start_time
-    base, later = cells[is_base], cells[after].assign(key=key[after])
+    is_base = within(cells["night"], baseline)
+    nights = cells["night"]
+    after = (nights > pd.Timestamp(baseline.until)) if since is None else (nights >= pd.Timestamp(since)) & ~is_base
+    key = nights.dt.to_period(_PERIODS[by]).dt.start_time
+    later = cells.loc[after, ["night", "files", "faces"]].assign(key=key[after])
     windows, waiting, number = _carried(later, "night")
-    later = later.assign(window=later["key"].map(number).fillna(-2).astype(int))
-    both = pd.concat([base.assign(window=-1), later[later["window"] >= 0].drop(columns="key")], ignore_index=True)
-    alike, group = groups(both)
-    both["group"] = group
-    sums = both.drop(columns=list(CELL)).groupby(["window", "group"], as_index=False).sum()
-    return Split(sums, both, _window(base) if len(base) else None, windows, waiting, alike)
+    window = np.where(is_base, -1, key.map(number).fillna(-2).where(after, -2)).astype(np.int64)
+    both = cells[window > -2].assign(window=window[window > -2]).reset_index(drop=True)
+    alike, both["group"] = groups(both)
+    parts = both[
+        [
+            "window",
+            "group",
+            *CELL,
+            "age_n",
+            "age_sum",
+            *(name for name in both.columns.astype(str) if name.startswith("size_")),
+        ]
+    ]
+    sums = both[[name for name in both if name not in CELL]].groupby(["window", "group"], as_index=False).sum()
+    base = _window(both[both["window"] == -1]) if is_base.any() else None
+    return Split(sums, parts, base, windows, waiting, alike)
+
+
+def within(nights: "pd.Series[pd.Timestamp]", baseline: Baseline) -> "pd.Series[bool]":
+    """Which of some nights are the baseline's."""
+    return (nights >= pd.Timestamp(baseline.first)) & (nights <= pd.Timestamp(baseline.until))
 
 
 def captured_months(cells: pd.DataFrame, baseline: Baseline) -> list[tuple[Window, float]]:
@@ -80,8 +95,7 @@ def captured_months(cells: pd.DataFrame, baseline: Baseline) -> list[tuple[Windo
 
     In years; plain means over faces.
     """
-    nights = cells["night"].dt.date.to_numpy()
-    base = cells[(nights >= baseline.first) & (nights <= baseline.until)]
+    base = cells[within(cells["night"], baseline)]
     dated = cells[cells["day"].notna()]
     dated = dated.assign(key=dated["day"].dt.to_period("M").dt.start_time)
     windows, _, number = _carried(dated, "day")
@@ -122,8 +136,8 @@ def _joined(one: Window | None, other: Window) -> Window:
 
 
 def _window(cells: pd.DataFrame) -> Window:
-    nights = cells["night"].dt.date
-    return Window(nights.min(), nights.max(), int(cells["files"].sum()), int(cells["faces"].sum()))
+    nights = cells["night"]
+    return Window(nights.min().date(), nights.max().date(), int(cells["files"].sum()), int(cells["faces"].sum()))
 
 
 def groups(cells: pd.DataFrame) -> tuple[Alike, npt.NDArray[Any]]:
