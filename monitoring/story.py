@@ -11,6 +11,7 @@ from monitoring.segments import Segment
 from monitoring.windows import LEAST_FACES, Split
 
 _APART_YEARS = 1.0
+_NAMED = 3
 Said = tuple[str, str]
 """A headline, and what to do."""
 
@@ -155,14 +156,21 @@ def _moved(column: ColumnDrift) -> str:
 
 
 _WHERE = {
-    "folder": "in the folder '{}'",
-    "camera": "of the camera '{}'",
+    "folder": "in one folder",
+    "camera": "of one camera",
     "captured_month": "captured in {}",
     "captured_year": "captured in {}",
     "face_size": "{} high",
     "age_band": "of {}",
     "refusal": "refused as {}",
 }
+
+
+def places(parts: Sequence[Segment]) -> tuple[str, ...]:
+    """The folders and cameras that moved, by name: a headline, which may leave the machine, holds none."""
+    named = [f"{part.name} {part.value}" for part in parts if part.name in ("folder", "camera")]
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return (f"Moved: {', '.join(named[:_NAMED])}{more}.",) if named else ()
 
 
 def _where(part: Segment) -> str:

@@ -144,7 +144,10 @@ def _summed(rows: pa.Table) -> pd.DataFrame:
     columns |= {f"under_{edge}": pc.fill_null(pc.less(age, edge), False) for edge in AGE_EDGES}
     columns |= _by_size(rows["box_h"], age)
     table = pa.table(
-        {name: _number(values) if name in (*_COUNTS, *_SUMS) else values for name, values in columns.items()}
+        {
+            name: pc.cast(values, pa.float64()) if name in (*_COUNTS, *_SUMS) else values
+            for name, values in columns.items()
+        }
     )
     grouped = table.group_by([*_WHOSE, *CELL], use_threads=False).aggregate(
         [(name, "sum") for name in (*_COUNTS, *_SUMS)]
@@ -165,10 +168,6 @@ def _by_size(height: pa.ChunkedArray, age: pa.ChunkedArray) -> dict[str, pa.Chun
         counts = pc.and_(within, known)
         found |= {f"size_{band}_n": counts, f"size_{band}_sum": pc.if_else(counts, age, None)}
     return found
-
-
-def _number(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.cast(values, pa.float64())
 
 
 def _values(name: str, rows: pa.Table, ok: pa.ChunkedArray) -> pa.ChunkedArray:

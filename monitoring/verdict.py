@@ -140,7 +140,9 @@ def _judged(divided: Split, known: Verdict) -> Verdict:
         return _calm(shown, divided)
     low, first, high = (divided.windows[n].first for n in spans or (moved_parts[0].since,) * 3)
     headline, advice = story.drift(moved, moved_parts, first)
-    return replace(shown, answer="drift", headline=headline, advice=advice, since=first, since_low=low, since_high=high)
+    notes = (*shown.notes, *story.places(moved_parts))
+    shown = replace(shown, answer="drift", headline=headline, advice=advice, notes=notes)
+    return replace(shown, since=first, since_low=low, since_high=high)
 
 
 def _calm(shown: Verdict, divided: Split) -> Verdict:
