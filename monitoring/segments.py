@@ -30,7 +30,9 @@ _KNOWN_SEGMENTS = 20
 _LIKE = 2.0
 """A segment within so many standard deviations of the others is expected to be like them (limited translation: Efron &
 Morris 1972); one that was always unlike them is held against itself alone."""
-_AGE_BANDS = tuple(pairwise((0, *(edge for edge in AGE_EDGES if edge % 10 == 0))))
+_OLDEST = 101
+"""Years; no model estimates an age of so many."""
+_AGE_BANDS = tuple(pairwise((0, *(edge for edge in AGE_EDGES if edge % 10 == 0), _OLDEST)))
 _SIZES = (
     f"under {SIZE_EDGES[0]} pixels",
     *(f"{low} to {high - 1} pixels" for low, high in pairwise(SIZE_EDGES)),
@@ -306,6 +308,7 @@ def _shares(divided: Split, since: int) -> list[Segment]:
     cells = divided.cells
     faces, files = (cells[name].to_numpy(np.float64) for name in ("age_n", "files"))
     under = {0: np.zeros(len(cells))} | {edge: cells[f"under_{edge}"].to_numpy(np.float64) for edge in AGE_EDGES}
+    under[_OLDEST] = faces
     found = []
     for low, high in _AGE_BANDS:
         hits = under[high] - under[low]

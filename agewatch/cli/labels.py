@@ -24,15 +24,14 @@ def labels(
     """Say what the labels of an archive tell of the model's error: how large it is, where, and whether it rose."""
     from agewatch.cli import display
     from agewatch.scoring.baseline import accepted
-    from monitoring import drift, error
+    from monitoring import error
     from monitoring.record import measured_mae
 
     if context.invoked_subcommand is not None:
         if as_json or archive or model or predictions:
             raise UsageError(f"Options stand behind `{context.invoked_subcommand}`.")
         return
-    table = predictions or Settings().predictions
-    key, model_path = drift.key_of(archive, model, table)
+    table, (key, model_path) = _meant(archive, model, predictions)
     told = accepted(table, key.archive)
     found = error.measure(table, key, model_path, datetime.now(UTC).date(), told[-1] if told else None)
     measured = found and measured_mae(found)
