@@ -47,11 +47,14 @@ CELLS = (*(Cell(*pair) for pair in product((2_000, 20_000), (0.0, 3.0, 6.0))), C
 def main(lives: int = 400, delays: int = 100) -> None:
     """Draw, judge, and write the section of RESULTS.md."""
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        calm = [_calm_row(cell, list(pool.map(partial(_life, cell), range(lives), chunksize=4))) for cell in CELLS]
-        found = []
+        calm, found = [], []
+        for cell in CELLS:
+            calm.append(_calm_row(cell, list(pool.map(partial(_life, cell), range(lives), chunksize=4))))
+            print(*calm[-1], sep=" | ", flush=True)  # an hour and more: what is known so far is worth seeing
         for faces, change in product(A_NIGHT, CHANGES):
             nights = list(pool.map(partial(_delay, faces, change), range(delays), chunksize=4))
             found.append(_delay_row(faces, change, np.array(nights)))
+            print(*found[-1], sep=" | ", flush=True)
         peers = list(pool.map(_peers, CELLS[:6]))
     children_time, own = os.times()[2:4], os.times()[:2]
     text = _text(lives, delays, calm, found, peers, (sum(children_time) + sum(own)) / 60)
