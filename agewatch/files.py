@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import secrets
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -58,6 +59,18 @@ def lock(file: Path, *, exclusive: bool) -> IO[str] | None:
         held.close()
         raise TableError(f"Another run uses {file.parent}: try again when it has ended.") from error
     return held
+
+
+def keep_traceback(home: Path, what: str) -> str:
+    """Append the exception that is handled now to a home's error log; returns a sentence that says where."""
+    log = home / "error.log"
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"\n{now()} agewatch {what}\n{traceback.format_exc()}")
+    except OSError:
+        return "The details could not be kept."
+    return f"The details are in {log}."
 
 
 def now() -> str:

@@ -7,14 +7,12 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 import sys
 
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from agewatch.estimator.spec import Mode
+from flows import shown
 from monitoring import drift
-from monitoring.story import amount, signed
-from monitoring.verdict import Verdict
 
 
 @flow
@@ -26,24 +24,8 @@ def drift_report(archive: str | None = None, model: str | None = None, mode: Mod
     starts with the verdict. Raises what `monitoring.drift.run` raises.
     """
     done = drift.run(archive, model=model, mode=mode)
-    create_link_artifact(
-        done.html.as_uri(),
-        link_text=str(done.html),
-        key="drift-report",
-        description=f"Drift report of archive {done.key.archive}, model {done.key.model}, mode {done.key.mode}",
-    )
-    told = f"Archive {done.key.archive}"
-    create_markdown_artifact(_markdown(done.verdict), key="drift-verdict", description=told)
+    shown.judged(done)
     return Completed(message=f"{done.verdict.answer}: {done.verdict.headline}")
-
-
-def _markdown(verdict: Verdict) -> str:
-    head = "| column | moved by | would be said from | drifted |\n|---|---|---|---|\n"
-    return f"**{verdict.answer}**: {verdict.headline}\n\n{verdict.advice}\n\n{head}" + "".join(
-        f"| {column.name} | {signed(column.effect, column.unit)} | {amount(column.threshold, column.unit)}"
-        f" | {'yes' if column.drifted else 'no'} |\n"
-        for column in verdict.columns
-    )
 
 
 if __name__ == "__main__":

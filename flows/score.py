@@ -5,22 +5,19 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 # isort: split
 
 import sys
-from collections import Counter
-from time import monotonic
-from uuid import UUID
+from typing import Annotated
 
-from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
+from pydantic import Field
 
 from agewatch import api
 from agewatch.errors import GoneError
 from agewatch.estimator.spec import Mode
-from agewatch.scoring.score import Summary
+from flows import shown
 
-REPORT_SECONDS = 10.0
-"""Shortest time between two reports of progress: each costs the API a few requests."""
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @flow
@@ -29,8 +26,8 @@ def score_archive(
     name: str | None = None,
     model: str | None = None,
     mode: Mode = "detect",
-    max_refused: float = 0.05,
-    max_gone: float = 0.2,
+    max_refused: Share = 0.05,
+    max_gone: Share = 0.2,
     exclude: list[str] | None = None,
 ) -> State[None]:
     """Estimate the age of every face in a folder of pictures that has no rows yet.
@@ -50,12 +47,11 @@ def score_archive(
             max_gone=max_gone,
             exclude=exclude or (),
             name=name,
-            progress=_Progress(),
+            progress=shown.Progress(),
         )
     except GoneError as gone:  # a finding about the archive, not a failure of this program: told without a trace
         return Failed(message=str(gone))
-    told = f"Archive {summary.archive}"
-    create_markdown_artifact(_markdown(summary), key="score-summary", description=told)
+    shown.scored(summary)
     refused = sum(summary.refused.values())
     if summary.problem:
         return Failed(message=summary.problem)
@@ -63,44 +59,6 @@ def score_archive(
         message=f"{summary.scored} of {summary.found} files were scored now; in all {summary.faces} faces,"
         f" {summary.no_face} files without a face, {refused} refused."
     )
-
-
-class _Progress:
-    """Shows how far a run is in its log and as a progress artifact, at most every REPORT_SECONDS."""
-
-    def __init__(self) -> None:
-        self._logger = get_run_logger()
-        artifact = create_progress_artifact(0.0, key="score-progress", description="Files done of those to do")
-        assert isinstance(artifact, UUID)  # a coroutine only where the caller is one
-        self._artifact = artifact
-        self._shown = monotonic()
-
-    def __call__(self, done: int, total: int, counts: Counter[str]) -> None:
-        if done < total and monotonic() - self._shown < REPORT_SECONDS:
-            return
-        self._shown = monotonic()
-        told = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
-        self._logger.info("%d of %d files done: %s", done, total, told or "no rows")
-        update_progress_artifact(self._artifact, 100.0 * done / total if total else 100.0)
-
-
-def _markdown(summary: Summary) -> str:
-    rows = {
-        "Model": summary.model,
-        "Mode": summary.mode,
-        "Files found": summary.found,
-        "Scored now": summary.scored,
-        "Skipped, scored before": summary.skipped,
-        "Faces": summary.faces,
-        "Files without a face": summary.no_face,
-        **{f"Refused: {code}": n for code, n in summary.refused.items()},
-        "Other files, ignored": summary.ignored,
-        "Disappeared since": summary.disappeared,
-        "Folders that can't be listed": len(summary.unlisted),
-        "Seconds": summary.seconds,
-        "Table": summary.predictions,
-    }
-    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
 
 
 if __name__ == "__main__":

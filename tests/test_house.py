@@ -24,6 +24,7 @@ MAY_IMPORT = {  # rooms that a room may import beside itself
     "training": {"labelled", "scoring", "estimator", *GROUND},
     "release": {"labelled", "scoring", "estimator", *GROUND},
     "serving": {"estimator", *GROUND},
+    "nights": {"release", "labelled", "scoring", "estimator", *GROUND},
 }
 WINGS = {*MAY_IMPORT} - {"handler"}
 MAY_IMPORT |= {  # the upper floors

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sys
-import traceback
 from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
@@ -16,7 +15,7 @@ from agewatch import __version__
 from agewatch.cli import archives, labels, models, monitoring, scoring, serving, training
 from agewatch.cli.options import answer, wants_json
 from agewatch.errors import AgewatchError, UsageError
-from agewatch.files import now
+from agewatch.files import keep_traceback
 from agewatch.settings import Settings
 
 app = typer.Typer(
@@ -74,9 +73,9 @@ def _run(as_json: bool) -> int:
         raise
     except OSError as error:  # a file that can't be read or written, wherever that is met
         what = f"{error.filename or 'A file, or the output, failed'}: {error.strerror or error}"
-        code = _fail(as_json, "failed", f"{what}. {_keep_traceback()}", 1)
+        code = _fail(as_json, "failed", f"{what}. {_kept()}", 1)
     except Exception as error:  # a bug of ours, or of a library: said in a sentence, kept in a file
-        code = _fail(as_json, "unexpected", f"Something unexpected went wrong: {error!r}. {_keep_traceback()}", 1)
+        code = _fail(as_json, "unexpected", f"Something unexpected went wrong: {error!r}. {_kept()}", 1)
     return code or 0
 
 
@@ -95,12 +94,5 @@ def _fail(as_json: bool, code: str, message: str, exit_code: int) -> int:
     return exit_code
 
 
-def _keep_traceback() -> str:
-    log = Settings().home / "error.log"
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"\n{now()} agewatch {__version__} {sys.argv[1:]}\n{traceback.format_exc()}")
-    except OSError:
-        return "The details could not be kept."
-    return f"The details are in {log}."
+def _kept() -> str:
+    return keep_traceback(Settings().home, f"{__version__} {sys.argv[1:]}")

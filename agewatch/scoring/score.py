@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from agewatch.errors import GoneError, TableError, UsageError
+from agewatch.errors import REFUSAL_CODES, GoneError, TableError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import stamp
@@ -37,8 +37,8 @@ class Summary:
     """State of one archive for one model and mode after a run; counts are over all files found.
 
     `scored` files went through this run, `skipped` ones had rows already; `faces_per_s` is of this run.
-    `disappeared` files have rows and are no longer there; `lost` of them were there when it was scored last. `problem`
-    says in a sentence why `exit_code` is not 0.
+    `refused_now` of the files that went through this run were refused. `disappeared` files have rows and are no longer
+    there; `lost` of them were there when it was scored last. `problem` says in a sentence why `exit_code` is not 0.
     """
 
     archive: str
@@ -61,6 +61,7 @@ class Summary:
     exit_code: int = 0
     problem: str | None = None
     lost: int = 0
+    refused_now: int = 0
     unlisted: list[str] = field(default_factory=list)
     disappeared_paths: list[str] = field(default_factory=list)
 
@@ -133,6 +134,7 @@ def score_archive(
         faces_per_s=round(counts["ok"] / seconds, 1),
         predictions=str(table.resolve()),
         lost=lost,
+        refused_now=sum(n for status, n in counts.items() if status in REFUSAL_CODES),
         **_state(listing, writer.stored, len(pending)),
     )
     code, problem = _judged(summary, limits, is_alarm)

@@ -1,0 +1,4 @@
+"""The nights: what is due when, what became of it, and how it is told.
+
+`schedule` reads `prefect.yaml`; `ledger` holds a row for each night that was due, written by the flow itself.
+"""

@@ -1,0 +1,140 @@
+"""A night under way: its lock, its heartbeat, and its row in the ledger, whatever ends it.
+
+The lock is one that the kernel frees, so that a row without an end whose lock is free is known to be dead. Whoever
+looks next ends it.
+"""
+
+import fcntl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from agewatch.errors import AgewatchError, GoneError, TableError
+from agewatch.files import lock
+from agewatch.nights.ledger import Ledger, Outcome
+from agewatch.scoring.beside import name_of
+
+HEARTBEAT_SECONDS = 30.0
+_LOCK_TRIES, _LOCK_SECONDS = 10, 0.1  # whoever asks whether a night is alive holds its lock for an instant
+
+
+class NotNowError(AgewatchError):
+    """A night has nothing to do now. `outcome` is `skipped` or `covered`, and stands in the ledger."""
+
+    code = "not_now"
+
+    def __init__(self, outcome: Outcome, message: str) -> None:
+        super().__init__(message)
+        self.outcome: Outcome = outcome
+
+
+class Night:
+    """A night under way: set what it found before it ends."""
+
+    def __init__(self) -> None:
+        self.outcome: Outcome = "done"
+        self.reason: str | None = None
+        self.figures: dict[str, Any] = {}
+
+
+@contextmanager
+def held(ledger: Ledger, archive: str, flow: str, due: datetime, run: str | None = None) -> Iterator[Night]:
+    """Hold a night's lock and write its row while the body runs.
+
+    The row ends with what the body sets, or with what it raises: an exception as `failed` (GoneError as `gone`),
+    KeyboardInterrupt and the like as `stopped`. A row of the same night that a dead run left is taken over. Raises
+    NotNowError where another run of the archive and flow holds the lock, or has covered this night.
+    """
+    due = due.astimezone(UTC).replace(microsecond=0)
+    kept = _lock(ledger, archive, flow, due, run)
+    try:
+        ledger.end_dead(archive, flow)
+        if (began := ledger.coverer(archive, flow, due)) is not None:
+            raise _not_now(ledger, archive, flow, due, run, "covered", f"The night that began {began} did its work.")
+        ledger.begin(archive, flow, due, run)
+        night, over = Night(), threading.Event()
+        beat = threading.Thread(target=_beat, args=(ledger, archive, flow, due, over), daemon=True)
+        beat.start()
+        try:
+            yield night
+        except Exception as error:
+            night.outcome, night.reason = "gone" if isinstance(error, GoneError) else "failed", sentence(error)
+            raise
+        except BaseException:
+            night.outcome, night.reason = "stopped", "It was told to stop; what was finished is kept."
+            raise
+        finally:
+            over.set()
+            beat.join()
+            ledger.end(archive, flow, due, night.outcome, night.reason, night.figures)
+    finally:
+        kept.close()
+
+
+@contextmanager
+def turn(ledger: Ledger) -> Iterator[None]:
+    """Wait until no other night of this home is at work: they share a machine's memory and cores."""
+    with (ledger.folder / "turn.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def is_alive(ledger: Ledger, archive: str, flow: str) -> bool:
+    """Tell whether a process holds the lock of an archive's night."""
+    try:
+        free = lock(_lock_file(ledger, archive, flow), exclusive=True)
+    except TableError:
+        return True
+    if free is not None:
+        free.close()
+    return False
+
+
+def end_dead(ledger: Ledger) -> None:
+    """End the rows of nights whose process is dead, as `crashed`."""
+    for archive, flow in ledger.under_way():
+        if not is_alive(ledger, archive, flow):
+            ledger.end_dead(archive, flow)
+
+
+def _lock(ledger: Ledger, archive: str, flow: str, due: datetime, run: str | None) -> IO[str]:
+    file = _lock_file(ledger, archive, flow)
+    for _ in range(_LOCK_TRIES):
+        with suppress(TableError):
+            kept = lock(file, exclusive=True)
+            if kept is not None:
+                return kept
+            raise AgewatchError(f"The lock {file} can't be written.")
+        time.sleep(_LOCK_SECONDS)
+    running = [night.due for night in ledger.nights(archive, flow) if night.outcome is None]
+    since = f", due {running[-1]:%Y-%m-%d %H:%M:%S} UTC," if running else ""
+    raise _not_now(ledger, archive, flow, due, run, "skipped", f"The night before{since} still runs.")
+
+
+def _not_now(
+    ledger: Ledger, archive: str, flow: str, due: datetime, run: str | None, outcome: Outcome, reason: str
+) -> NotNowError:
+    ledger.never_begun(archive, flow, due, run, outcome, reason)
+    return NotNowError(outcome, reason)
+
+
+def _beat(ledger: Ledger, archive: str, flow: str, due: datetime, over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT_SECONDS):
+        with suppress(TableError):
+            ledger.beat(archive, flow, due)
+
+
+def _lock_file(ledger: Ledger, archive: str, flow: str) -> Path:
+    return ledger.folder / f"{name_of(archive)}.{flow}.lock"
+
+
+def sentence(error: Exception) -> str:
+    """Why a night failed. What a library or the system says may name files; that is kept at home."""
+    if isinstance(error, AgewatchError):
+        return str(error)
+    said = error.strerror if isinstance(error, OSError) else None
+    return f"Something unexpected went wrong: {said or type(error).__name__}."

@@ -1,0 +1,162 @@
+"""An archive's night: score what is new, then judge what arrived. A plain script: `python flows/night.py ARCHIVE`."""
+
+import flows  # noqa: F401  before prefect: it turns telemetry off
+
+# isort: split
+
+import errno
+import sys
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+from prefect.tasks import exponential_backoff
+from pydantic import Field
+
+from agewatch import api
+from agewatch.errors import AgewatchError
+from agewatch.estimator.spec import Mode
+from agewatch.files import keep_traceback
+from agewatch.nights import schedule
+from agewatch.nights.ledger import Ledger, Outcome
+from agewatch.nights.night import Night, NotNowError, held, turn
+from agewatch.scoring.score import Summary
+from agewatch.settings import Settings
+from flows import shown
+
+_OUTCOMES: dict[int, Outcome] = {0: "done", 1: "failed", 3: "refused", 6: "gone"}
+RETRIES, FIRST_DELAY_SECONDS = 3, 10
+_CANNOT_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+DRIFT_SECONDS = 2 * 60 * 60
+"""So long a verdict may take; one of a million rows takes seconds."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _name() -> str:
+    """What a run is called on Prefect's page: the archive, and the night that it is of."""
+    said = flow_run.parameters
+    return f"{schedule.archive_of(said['archive_folder'], said.get('name'))} {_due(said.get('due')):%Y-%m-%d %H:%M:%S}"
+
+
+@flow(name="night", flow_run_name=_name)
+def night(
+    archive_folder: Annotated[str, Field(description="The folder of pictures.")],
+    name: Annotated[str | None, Field(description="The archive's name; its folder's where this is empty.")] = None,
+    model: Annotated[str | None, Field(description="A model file; the store's current where this is empty.")] = None,
+    mode: Annotated[Mode, Field(description="detect: find faces; crop: each picture is one face already.")] = "detect",
+    max_refused: Annotated[Share, Field(description="Refused share of the files read that fails the night.")] = 0.05,
+    max_gone: Annotated[Share, Field(description="Share of the files known before that may be gone.")] = 0.2,
+    exclude: Annotated[list[str] | None, Field(description="What to pass over, as in .gitignore.")] = None,
+    due: Annotated[datetime | None, Field(description="The night that this makes up for; else leave it empty.")] = None,
+) -> State[None]:
+    """Score what is new in an archive, then say whether what arrived has drifted.
+
+    The night's row in the ledger says what became of it. A run that is due while another of the archive is still going
+    ends as skipped; one that a later night has done the work of ends as covered. Rows are committed whatever the
+    outcome.
+    """
+    settings, archive = Settings(), schedule.archive_of(archive_folder, name)
+    ledger, run = Ledger(settings.home), str(flow_run.id)
+    try:
+        with held(ledger, archive, schedule.NIGHT, _due(due), run) as row, turn(ledger):
+            said = {"model": model, "faces": mode, "max_refused": 1.0, "max_gone": max_gone, "exclude": exclude or ()}
+            summary = score(archive_folder, {**said, "name": name})
+            row.figures = _figures(summary)
+            code, problem = _judged(summary, max_refused)
+            row.outcome, row.reason = _OUTCOMES[code], problem
+            message = judge(archive, model, mode, row) if summary.found else "Nothing is there to judge."
+            return Completed(message=f"{message} {_told(summary)}") if problem is None else Failed(message=problem)
+    except NotNowError as not_now:
+        return Completed(name=not_now.outcome.capitalize(), message=f"{not_now.outcome}: {not_now}")
+    except AgewatchError as error:
+        return Failed(message=str(error))
+    except TerminationSignal:
+        if shown.best_effort(_is_cancelled, run):
+            ledger.cancel(run)
+        raise
+    except Exception as error:  # told without a trace, which may hold paths; it is kept at home
+        keep_traceback(settings.home, f"night of {archive}")
+        return Failed(
+            message=f"Something unexpected went wrong ({type(error).__name__}); it is in the home's error.log."
+        )
+
+
+def _can_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Tell whether a failure may be gone the next time: a disk or a network that stumbled, not a wrong request."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, OSError) and error.errno not in _CANNOT_PASS
+
+
+@task(
+    retries=RETRIES,
+    retry_delay_seconds=exponential_backoff(FIRST_DELAY_SECONDS),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=_can_pass,
+)
+def score(archive_folder: str, said: dict[str, Any]) -> Summary:
+    """Score what is new; see `agewatch.score_archive`."""
+    summary = api.score_archive(archive_folder, **said, progress=shown.Progress())
+    shown.scored(summary)
+    return summary
+
+
+@task(retries=1, retry_delay_seconds=FIRST_DELAY_SECONDS, retry_condition_fn=_can_pass, timeout_seconds=DRIFT_SECONDS)
+def judge(archive: str, model: str | None, mode: Mode, row: Night) -> str:
+    """Judge what arrived, and add what was found to the night's figures; see `monitoring.drift.run`."""
+    from monitoring import drift  # a night whose archive is gone needs none of it
+
+    done = drift.run(archive, model=model, mode=mode)
+    shown.judged(done)
+    content = done.content()
+    row.figures |= {key: content[key] for key in ("verdict", "headline", "cause", "since", "advice")}
+    row.figures["report"] = str(done.html.parent.name)
+    return f"{done.verdict.answer}: {done.verdict.headline}"
+
+
+def _due(due: datetime | None) -> datetime:
+    return due or flow_run.scheduled_start_time or datetime.now(UTC)
+
+
+def _figures(summary: Summary) -> dict[str, Any]:
+    names = ("found", "scored", "faces", "no_face", "refused", "refused_now", "ignored", "disappeared", "lost")
+    return {name: getattr(summary, name) for name in (*names, "model", "mode", "seconds")}
+
+
+def _judged(summary: Summary, max_refused: float) -> tuple[int, str | None]:
+    """How a night ends, as a code and a sentence: judged on the files that it read, the archive's state beside it."""
+    if summary.problem or summary.refused_now <= max_refused * summary.scored:
+        return summary.exit_code, summary.problem
+    reasons = ", ".join(f"{n:,} {code}" for code, n in summary.refused.items())
+    return 3, (
+        f"{summary.refused_now:,} of the {summary.scored:,} files read were refused"
+        f" ({summary.refused_now / summary.scored:.1%}), more than the {max_refused:.0%} allowed. In all"
+        f" {summary.found:,} files: {reasons}. The rows are committed."
+    )
+
+
+def _told(summary: Summary) -> str:
+    return (
+        f"{summary.scored:,} of {summary.found:,} files were scored now, {summary.refused_now:,} of them refused; in"
+        f" all {summary.faces:,} faces, {summary.no_face:,} files without a face,"
+        f" {sum(summary.refused.values()):,} refused."
+    )
+
+
+def _is_cancelled(run: str) -> bool:
+    """Tell whether a person cancelled this run; otherwise the system told it to stop."""
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(run)).state
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python flows/night.py ARCHIVE")
+    sys.exit(0 if night(sys.argv[1], return_state=True).is_completed() else 1)
