@@ -131,14 +131,16 @@ def settle(ledger: Ledger, planned: list[Planned], now: datetime) -> None:
             ledger.miss(one.archive, one.flow, due, "It was due and never began: was agewatch running?")
 
 
-def missing(one: Planned, nights: list[Night], since: datetime, now: datetime) -> list[datetime]:
-    """The nights that were due and have no row.
+def missing(
+    one: Planned, nights: list[Night], since: datetime, now: datetime, *, grace: timedelta | None = None
+) -> list[datetime]:
+    """The nights that were due and have no row; `grace` is by default the deployment's own.
 
     A row counts for the night that it is nearest to: where the clock changes, Prefect may be an hour apart from us.
     """
     known, near = [night.due for night in nights], one.interval(now) / 2
     since = max(since, now - _LONGEST * one.interval(now))
-    due = one.due(since, now - one.grace(now))
+    due = one.due(since, now - (one.grace(now) if grace is None else grace))
     return [when for when in due if not any(abs(when - other) < near for other in known)]
 
 

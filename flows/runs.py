@@ -1,0 +1,144 @@
+"""Prefect's flow runs beside the ledger: dead ones are ended, late ones are made one, a night that failed is made up.
+
+Prefect's server can't know that the process of a run is dead; the machine that it ran on can.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import psutil
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Completed, Crashed, Failed
+
+from agewatch.nights import schedule
+from agewatch.nights.ledger import TROUBLE, UNFINISHED, Ledger, Night
+from agewatch.nights.schedule import Planned
+
+POOL = "local"
+"""The work pool of `prefect.yaml`."""
+MOST_ATTEMPTS = 3
+"""So many runs a night may take; then it waits for the next night."""
+_UNDER_WAY = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+_RUN_ID = "PREFECT__FLOW_RUN_ID"  # in the environment of each flow's process
+
+
+def processes() -> dict[UUID, list[psutil.Process]]:
+    """The processes on this machine that belong to flow runs."""
+    found: dict[UUID, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        try:
+            run = process.environ().get(_RUN_ID)
+        except (psutil.Error, OSError):  # it ended meanwhile, or is not ours
+            continue
+        if run and process.status() != psutil.STATUS_ZOMBIE:
+            found.setdefault(UUID(run), []).append(process)
+    return found
+
+
+def end_dead(client: SyncPrefectClient, ledger: Ledger, *, after: timedelta) -> list[str]:
+    """End runs that Prefect takes for alive and that have no process on this machine, as the ledger says they ended.
+
+    A state that is younger than `after` is left: a worker needs a moment to start a process, or to tell its end.
+    Returns the names of the runs that were ended.
+    """
+    ended = []
+    alive = processes()
+    for run in _runs(client, _UNDER_WAY):
+        if run.id in alive or run.state is None or datetime.now(UTC) - run.state.timestamp < after:
+            continue
+        state = _how_it_ended(run.state, ledger.of_run(str(run.id)))
+        client.set_flow_run_state(run.id, state, force=True)
+        ended.append(run.name)
+    return ended
+
+
+def drop_late(client: SyncPrefectClient, now: datetime) -> int:
+    """Cancel runs that were due and did not begin; `make_up` starts one an archive in their place. Returns how many."""
+    late = list(_runs(client, [StateType.SCHEDULED], before=now))
+    for run in late:
+        state: State = Cancelled(message="It was due while agewatch was not up; one run makes up for all of these.")
+        client.set_flow_run_state(run.id, state, force=True)
+    return len(late)
+
+
+def make_up(
+    client: SyncPrefectClient, ledger: Ledger, planned: list[Planned], now: datetime, *, at_start: bool
+) -> list[str]:
+    """Start one run for each archive whose latest night is unfinished; returns the archives.
+
+    At the start, when nothing runs and late runs were dropped, that is also a night without a row, and the first night
+    of an archive that never had one. A later night that is due soon is not waited for.
+    """
+    started = []
+    for one in planned:
+        due = _to_make_up(ledger, one, now, at_start)
+        deployment = _deployment(client, one) if due else None
+        if due is None or deployment is None:
+            continue
+        nights = [night for night in ledger.nights(one.archive, one.flow) if night.due == due]
+        attempts = nights[0].attempts if nights else 0
+        client.create_flow_run_from_deployment(
+            deployment.id,
+            parameters={"due": due.isoformat()},
+            idempotency_key=f"make up {one.archive} {due.isoformat()} {attempts}",
+        )
+        started.append(one.archive)
+    return started
+
+
+def _to_make_up(ledger: Ledger, one: Planned, now: datetime, at_start: bool) -> datetime | None:
+    """The night that is to be made up for now; None where there is none."""
+    if one.flow != schedule.NIGHT or not one.is_active:
+        return None
+    nights = ledger.nights(one.archive, one.flow)
+    if not nights:
+        return now.replace(microsecond=0) if at_start else None
+    since = ledger.watch(one.archive, one.flow, one.schedule, now)
+    missing = schedule.missing(one, nights, since, now, grace=timedelta(0)) if at_start else []
+    if missing and missing[-1] > nights[-1].due:
+        return missing[-1]
+    last = nights[-1]
+    is_open = last.outcome in UNFINISHED and last.outcome is not None
+    return last.due if is_open and last.attempts < MOST_ATTEMPTS else None
+
+
+def _deployment(client: SyncPrefectClient, one: Planned) -> DeploymentResponse | None:
+    try:
+        return client.read_deployment_by_name(f"{one.flow}/{one.deployment}")
+    except ObjectNotFound:
+        return None
+
+
+def _how_it_ended(state: State, night: Night | None) -> State:
+    reason = (night and night.reason) or "Its process ended without a word."
+    if state.is_cancelling() or (night is not None and night.outcome == "cancelled"):
+        return Cancelled(message=reason)
+    if night is not None and night.outcome in ("done", "covered", "skipped"):
+        return Completed(message=night.reason or "It was done; the server was away when it said so.")
+    if night is not None and night.outcome in TROUBLE - {"crashed"}:
+        return Failed(message=reason)
+    return Crashed(message=reason)
+
+
+def _runs(client: SyncPrefectClient, types: list[StateType], before: datetime | None = None) -> Iterator[FlowRun]:
+    expected = None if before is None else FlowRunFilterExpectedStartTime.model_validate({"before_": before})
+    asked = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)), expected_start_time=expected
+    )
+    pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
+    found: list[FlowRun] = []
+    while page := client.read_flow_runs(flow_run_filter=asked, work_pool_filter=pool, offset=len(found), limit=200):
+        found += page
+    yield from found

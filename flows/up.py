@@ -1,0 +1,274 @@
+"""`agewatch up`: Prefect's server, the deployments, one worker, and with `serve` TorchServe, all on loopback.
+
+Prefect's own runner could stand in the worker's place. It is the worker, because a team's Prefect has workers, and the
+same `prefect.yaml` is deployed there.
+"""
+
+import flows  # noqa: F401  before prefect: it turns telemetry off
+
+# isort: split
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+from agewatch.errors import AgewatchError, TableError, UsageError
+from agewatch.files import lock
+from agewatch.nights import schedule
+from agewatch.nights.ledger import Ledger
+from agewatch.nights.schedule import Planned
+from agewatch.processes import LOOPBACK, interrupted_by_signals
+from agewatch.settings import Settings
+from flows import pages, runs
+from flows.parts import Part
+
+START_SECONDS = 180.0
+"""So long Prefect's server may take to answer; its first start makes its database."""
+SWEEP_SECONDS = 30.0
+"""So often dead runs are ended and unfinished nights made up for."""
+UNTOLD = timedelta(seconds=45)
+"""A worker may take so long to start a run's process, or to tell its end."""
+KEPT_DAYS = 90
+"""Prefect's own records of runs that ended before are deleted; the ledger keeps its rows."""
+LOCK = "up.lock"
+_LOOK_SECONDS = 1.0
+_STOP_SECONDS = 25.0
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to run: with TorchServe, with Prefect's server on a port of loopback, from which `prefect.yaml`."""
+
+    serve: bool = False
+    server: bool = True
+    port: int = 4200
+    file: Path = schedule.FILE
+
+
+def run(wanted: Wanted, tell: Tell) -> None:
+    """Start all that is wanted, keep it running, and stop it when interrupted (also by SIGTERM).
+
+    `tell` is given lines for a person. Raises UsageError where `prefect.yaml` is missing or wrong, AgewatchError where
+    another `up` runs, or Prefect's server does not answer.
+    """
+    planned, settings = schedule.read(wanted.file), Settings()
+    home = settings.home.resolve()
+    ledger = Ledger(home)
+    with ExitStack() as undo:
+        undo.enter_context(_alone(home))
+        undo.enter_context(interrupted_by_signals())
+        reports = undo.enter_context(pages.shown(home, settings.reports.resolve()))
+        up = _Up(wanted, planned, ledger, _environment(wanted, home), home, tell)
+        undo.callback(up.stop)
+        up.start()
+        tell(f"{'Prefect':<16}{up.api.removesuffix('/api')}\n{'reports':<16}{reports}/\n{up.nights()}\nready")
+        up.keep()
+
+
+class _Up:
+    def __init__(
+        self, wanted: Wanted, planned: list[Planned], ledger: Ledger, env: dict[str, str], home: Path, tell: Tell
+    ) -> None:
+        self.wanted, self.planned, self.ledger, self.tell, self._env = wanted, planned, ledger, tell, env
+        self.api = env["PREFECT_API_URL"]
+        logs = home / "nights" / "logs"
+
+        def part(name: str, *command: str, before: Callable[[], None] = lambda: None) -> Part:
+            return Part(name, [sys.executable, *command], env, logs / f"{name}.log", before)
+
+        prefect = ("-m", "prefect")
+        where = ("--host", LOOPBACK, "--port", str(wanted.port))
+        self._server = part("server", *prefect, "server", "start", *where) if wanted.server else None
+        self._worker = part("worker", *prefect, "worker", "start", "--pool", runs.POOL, "--type", "process",
+                            before=self._before_worker)  # fmt: skip
+        self._serve = part("torchserve", "-m", "agewatch", "serve") if wanted.serve else None
+        self._model: object = None
+        self._swept = time.monotonic()
+
+    @property
+    def _parts(self) -> list[Part]:
+        return [part for part in (self._server, self._worker, self._serve) if part is not None]
+
+    def start(self) -> None:
+        """Start all in their order, and make up for what was missed."""
+        if self._server is not None:
+            if _answers(self.api):
+                raise AgewatchError(
+                    f"Something answers at {self.api} already: stop it, take another port with --port, or use it with"
+                    " --no-server and PREFECT_API_URL."
+                )
+            self._server.start()
+        self._wait_for_server()
+        with self._client() as client:
+            _make_pool(client)
+            runs.end_dead(client, self.ledger, after=timedelta(0))
+            runs.drop_late(client, datetime.now(UTC))
+            self._deploy(client)
+            now = datetime.now(UTC)
+            again = runs.make_up(client, self.ledger, self.planned, now, at_start=True)
+            schedule.settle(self.ledger, self.planned, now)
+        if again:
+            self.tell(f"{'tonight':<16}begins now for {', '.join(again)}")
+        for part in self._parts[1 if self.wanted.server else 0 :]:
+            part.start()
+        self._model = self._current_model()
+
+    def keep(self) -> None:
+        """Look after the parts and the nights until interrupted."""
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            for part in self._parts:
+                part.look(self.tell)
+            if time.monotonic() - self._swept >= SWEEP_SECONDS:
+                self._swept = time.monotonic()
+                try:
+                    self._sweep()
+                except (httpx.HTTPError, AgewatchError, OSError) as error:
+                    self.tell(f"The nights can't be looked after now ({error}); it is tried again.")
+
+    def stop(self) -> None:
+        """Stop all: the worker first, so that it starts nothing, then what it has started, then the others."""
+        self._worker.stop()
+        flows_running = [process for found in runs.processes().values() for process in found if self._is_ours(process)]
+        for process in flows_running:
+            _end(process)
+        for process in psutil.wait_procs(flows_running, _STOP_SECONDS)[1]:
+            process.kill()
+        for part in (self._serve, self._server):
+            if part is not None:
+                part.stop()
+
+    def nights(self) -> str:
+        """When each archive's next night is, as lines."""
+        now = datetime.now(UTC)
+        lines = []
+        for one in self.planned:
+            due = one.next_due(now)
+            when = f"next {due.astimezone():%a %Y-%m-%d %H:%M %Z}" if due else "no schedule"
+            lines.append(f"{one.archive or one.flow:<16}{when}")
+        return "\n".join(lines)
+
+    def _sweep(self) -> None:
+        now = datetime.now(UTC)
+        schedule.settle(self.ledger, self.planned, now)
+        with self._client() as client:
+            ended = runs.end_dead(client, self.ledger, after=UNTOLD)
+            again = runs.make_up(client, self.ledger, self.planned, now, at_start=False)
+        if ended:
+            self.tell(f"Ended without a word: {', '.join(ended)}.")
+        if again:
+            self.tell(f"Made up for: {', '.join(again)}.")
+        if self._serve is not None and self._current_model() != self._model:
+            self._model = self._current_model()
+            self.tell("The current model changed: TorchServe is started again with it.")
+            self._serve.stop()
+
+    def _before_worker(self) -> None:
+        """A worker that starts before the server answers would end at once."""
+        if not _answers(self.api):
+            raise AgewatchError("Prefect's server does not answer yet")
+
+    def _wait_for_server(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(self.api):
+            if self._server is not None:
+                self._server.look(self.tell)
+            if time.monotonic() > deadline:
+                raise AgewatchError(f"Prefect's server does not answer at {self.api}.")
+            time.sleep(_LOOK_SECONDS / 2)
+
+    def _deploy(self, client: SyncPrefectClient) -> None:
+        """Deploy what `prefect.yaml` says, and end what it says no longer, where the server is ours."""
+        file = str(self.wanted.file)
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file]
+        done = subprocess.run(command, env={**os.environ, **self._env}, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UsageError(f"{file} can't be deployed: {' '.join((done.stdout + done.stderr).split())[-400:]}")
+        known = {one.deployment for one in self.planned}
+        for deployment in client.read_deployments() if self.wanted.server else ():
+            if deployment.work_pool_name == runs.POOL and deployment.name not in known:
+                client.delete_deployment(deployment.id)
+
+    @contextmanager
+    def _client(self) -> Iterator[SyncPrefectClient]:
+        settings = {PREFECT_API_URL: self.api}
+        if "PREFECT_HOME" in self._env:
+            settings[PREFECT_HOME] = self._env["PREFECT_HOME"]
+        with temporary_settings(settings), get_client(sync_client=True) as client:
+            yield client
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("PREFECT_API_URL") == self.api
+        except psutil.Error:
+            return False
+
+    def _current_model(self) -> object:
+        pointer = Settings().model_store / "current.json"
+        return pointer.read_bytes() if pointer.exists() else None
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    try:
+        held = lock(home / "nights" / LOCK, exclusive=True)
+    except TableError as error:
+        raise AgewatchError(f"agewatch is up already for {home}: `agewatch status` says what it does.") from error
+    if held is None:
+        raise AgewatchError(f"{home / 'nights'} can't be written.")
+    with held:
+        yield
+
+
+def _environment(wanted: Wanted, home: Path) -> dict[str, str]:
+    """What parts and flows are told. Prefect keeps its own things at home, but where the server is another's."""
+    told = {"AGEWATCH_HOME": str(home), "AGEWATCH_MODEL_STORE": str(Settings().model_store.resolve())}
+    if not wanted.server:
+        url = PREFECT_API_URL.value()
+        if not url:
+            raise UsageError("--no-server needs a Prefect server: name its address in PREFECT_API_URL.")
+        return told | {"PREFECT_API_URL": str(url)}
+    vacuum = "PREFECT_SERVER_SERVICES_DB_VACUUM"
+    return told | {
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": f"http://{LOOPBACK}:{wanted.port}/api",
+        "PREFECT_SERVER_UI_API_URL": f"http://{LOOPBACK}:{wanted.port}/api",
+        f"{vacuum}_ENABLED": "events,flow_runs",
+        f"{vacuum}_RETENTION_PERIOD": str(KEPT_DAYS * 24 * 60 * 60),
+    }
+
+
+def _answers(api: str) -> bool:
+    try:
+        return httpx.get(f"{api}/health", timeout=10, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _make_pool(client: SyncPrefectClient) -> None:
+    try:
+        client.create_work_pool(WorkPoolCreate(name=runs.POOL, type="process"))
+    except ObjectAlreadyExists:
+        return
+
+
+def _end(process: psutil.Process) -> None:
+    try:
+        process.terminate()
+    except psutil.NoSuchProcess:
+        return
