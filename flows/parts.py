@@ -9,7 +9,6 @@ import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -53,7 +52,7 @@ class Part:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=partial(end_with_parent, signal.SIGTERM),
+                preexec_fn=_prepare,
             )
 
     def look(self, tell: Callable[[str], None]) -> None:
@@ -81,6 +80,12 @@ class Part:
         wait = min(FIRST_WAIT_SECONDS * 2**self._failures, LONGEST_WAIT_SECONDS)
         self.process, self._failures, self._next_start = None, self._failures + 1, now + wait
         tell(f"{self.name} {why}; it is started again in {wait:.0f} s. Its log is {self.log}.")
+
+
+def _prepare() -> None:
+    """In the new process: hear SIGINT, which a shell lets those ignore that stand behind `&`; end with `up`."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent(signal.SIGTERM)
 
 
 def _as_word(code: int) -> str:

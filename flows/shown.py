@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import UUID
 
@@ -19,8 +19,9 @@ from prefect.artifacts import (
 
 from agewatch.scoring.score import Summary
 from agewatch.settings import Settings
-from monitoring.record import DriftRun
-from monitoring.story import amount, signed
+
+if TYPE_CHECKING:  # seconds to import, for nights whose archive is gone
+    from monitoring.record import DriftRun
 
 REPORT_SECONDS = 10.0
 """Shortest time between two reports of progress: each costs the API a few requests."""
@@ -80,7 +81,7 @@ def scored(summary: Summary) -> None:
     best_effort(create_markdown_artifact, table, key="score-summary", description=told)
 
 
-def judged(done: DriftRun) -> None:
+def judged(done: "DriftRun") -> None:
     """Show a verdict, and the way to its report."""
     told = f"Archive {done.key.archive}, model {done.key.model}, mode {done.key.mode}"
     best_effort(create_markdown_artifact, _verdict(done), key="drift-verdict", description=told)
@@ -109,7 +110,9 @@ def report_link(html: Path) -> str | None:
     return f"{pages}/{quote(inside.as_posix())}"
 
 
-def _verdict(done: DriftRun) -> str:
+def _verdict(done: "DriftRun") -> str:
+    from monitoring.story import amount, signed
+
     verdict = done.verdict
     head = "| column | moved by | would be said from | drifted |\n|---|---|---|---|\n"
     return f"**{verdict.answer}**: {verdict.headline}\n\n{verdict.advice}\n\n{head}" + "".join(

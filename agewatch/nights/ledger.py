@@ -278,9 +278,11 @@ def _drift(figures: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _tell(db: sqlite3.Connection, archive: str, flow: str, due: datetime, what: str, reason: str | None) -> None:
+    """Add to the news, once a night and what: a night that crashes in each of its attempts is one piece of news."""
     db.execute(
-        "INSERT INTO news (at, archive, flow, due, what, reason) VALUES (?, ?, ?, ?, ?, ?)",
-        (_text(datetime.now(UTC)), archive, flow, _text(due), what, reason),
+        "INSERT INTO news (at, archive, flow, due, what, reason) SELECT ?, ?, ?, ?, ?, ? WHERE NOT EXISTS"
+        " (SELECT 1 FROM news WHERE archive = ? AND flow = ? AND due = ? AND what = ?)",
+        (_text(datetime.now(UTC)), archive, flow, _text(due), what, reason, archive, flow, _text(due), what),
     )
 
 
