@@ -181,7 +181,7 @@ def _live(desk: Desk, plan: list[tuple[float, str]], anchor: datetime, nights: i
     added = 0.0
     while time.time() < end:
         desk.look()
-        if time.time() - added > desk.seconds / 2:
+        if time.time() - added > desk.seconds / 2 and time.time() < end - 3 * desk.seconds:
             added = time.time()
             for archive in ARCHIVES:
                 desk.add(archive)
@@ -196,7 +196,10 @@ def _live(desk: Desk, plan: list[tuple[float, str]], anchor: datetime, nights: i
     for _, undo in later:
         undo()
     desk.tell("the last night is over; what is left may end")
-    time.sleep(max(60.0, desk.seconds))
+    ledger, deadline = Ledger(desk.home), time.time() + 600
+    time.sleep(2 * desk.seconds)
+    while ledger.under_way() and time.time() < deadline:
+        time.sleep(1)
 
 
 def _do(desk: Desk, kind: str, later: list[tuple[float, Callable[[], None]]]) -> bool:
@@ -257,7 +260,7 @@ def _judge(desk: Desk, anchor: datetime, nights: int) -> tuple[list[str], list[l
             for when, row in zip(due, mine, strict=True)
             if not row
         ]
-        lies += [lie for row in mine if row is not None and (lie := _lie(desk, row))]
+        lies += [lie for row in mine if row is not None and (lie := _lie(desk, row, [*rows.values()]))]
         told = Counter((each.due, each.what) for each in news if each.archive == archive)
         lies += [f"{archive}: told {n} times of {what} {when}" for (when, what), n in told.items() if n > 1]
         lies += [
@@ -291,7 +294,17 @@ def _judge(desk: Desk, anchor: datetime, nights: int) -> tuple[list[str], list[l
     return lies, lines
 
 
-def _lie(desk: Desk, row: Night) -> str | None:
+def _was_running(row: Night, others: list[Night]) -> bool:
+    """Tell whether another night of the archive was under way when this one was skipped."""
+    ended = row.ended or row.due
+    return any(
+        other.started is not None and other.started <= ended <= (other.ended or ended) + timedelta(seconds=1)
+        for other in others
+        if other.due != row.due
+    )
+
+
+def _lie(desk: Desk, row: Night, others: list[Night]) -> str | None:
     """A row that says what can't have been, by what was done at the time."""
     start, end = row.due.timestamp() - 2, (row.ended or row.due).timestamp() + 60
     near = [what for when, what in desk.told if start - 2 * desk.seconds <= when <= end]
@@ -301,7 +314,7 @@ def _lie(desk: Desk, row: Night) -> str | None:
         "gone": lambda: any(f"{row.archive} is away" in what for what in near),
         "failed": lambda: any("full" in what for what in near),
         "stopped": lambda: any("told to stop" in what for what in near),
-        "skipped": lambda: any(word in what for what in near for word in ("held", "kill", "stop", "full")),
+        "skipped": lambda: _was_running(row, others),
     }
     if row.outcome is None:
         return f"{row.archive}: the night of {row.due:%H:%M:%S} never ended"

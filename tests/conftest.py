@@ -8,6 +8,7 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # workers of tests share few cores
 
+from desks import desk, mar  # noqa: F401  fixtures
 from models import tiny_model
 from pictures import ASTRONAUT, encoded, torn
 from PIL import Image

@@ -1,11 +1,8 @@
 """The flows on a real Prefect server: as functions, as scripts, and as a worker runs them by schedule."""
 
 import ast
-import asyncio
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import time
@@ -15,16 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import httpx
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import yaml
-from models import tiny_model
-from nights import night
+from desks import noise, statuses
+from nights import night as night_of
 from nights import store as store_nights
 from pictures import encoded, seven_faces, torn
 from PIL import Image
@@ -33,19 +26,15 @@ from servers import free_port, started, wait_for
 import flows.score  # before prefect: it turns telemetry off
 from agewatch.api import model_file
 from agewatch.estimator.model import AgeModel
-from agewatch.release import store
-from agewatch.release.package import package
-from agewatch.scoring import predictions
-from agewatch.scoring.score import score_archive
-from agewatch.scoring.scorer import Execution
-from agewatch.serving.torchserve import running
+from agewatch.nights.ledger import Ledger
+from agewatch.nights.night import held, turn
 
 # isort: split
 
-from prefect.server.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows.drift import drift_report
+from flows.night import night
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -95,49 +84,6 @@ def here(api: Api) -> Iterator[Api]:
     """Flows called in this process report to the server."""
     with temporary_settings({PREFECT_API_URL: api.url, PREFECT_HOME: api.env["PREFECT_HOME"]}):
         yield api
-
-
-def noise(folder: Path, count: int, seed: int, brightness: int = 128) -> None:
-    """Write different 64 px pictures around a brightness, 0..255."""
-    random = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    for index in range(count):
-        coarse = random.normal(brightness, 40, (8, 8, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(coarse).resize((64, 64)).save(folder / f"{seed}-{index:03d}.png")
-
-
-@pytest.fixture(scope="module")
-def mar(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model whose reference rows are its own on generated faces."""
-    folder = tmp_path_factory.mktemp("model")
-    noise(folder / "held_out", 120, seed=1)
-    run, table = tiny_model(folder / "run"), folder / "table"
-    cache = folder / "cache"
-    score_archive(folder / "held_out", model_path=run, table=table, how=Execution(cache, 1), mode="crop")
-    rows = predictions.read(table)
-    pq.write_table(rows.append_column("age_true", rows["age"]), run / "reference.parquet")
-    return package(run, version="1", store=folder / "store")
-
-
-@pytest.fixture
-def desk(tmp_path: Path, mar: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a model store, whose current model is the tiny one."""
-    models = tmp_path / "model_store"
-    models.mkdir()
-    shutil.copy(mar, models)
-    shutil.copytree(mar.parents[1] / "cache", tmp_path / ".agewatch" / "cache")  # converting takes seconds
-    store.promote(models, models / mar.name)
-    monkeypatch.chdir(tmp_path)
-    for name in ("AGEWATCH_HOME", "AGEWATCH_MODEL_STORE"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
-
-
-def statuses(desk: Path) -> dict[str, str]:
-    """Status by path of all rows in a desk's table."""
-    rows = predictions.read(desk / ".agewatch" / "predictions")
-    assert len(rows) == len(set(rows["path"].to_pylist())), "these archives have one face a file"
-    return dict(zip(rows["path"].to_pylist(), rows["status"].to_pylist(), strict=True))
 
 
 @pytest.fixture
@@ -198,11 +144,11 @@ def test_the_verdict_is_the_message_of_a_completed_run(here: Api, desk: Path) ->
     noise(desk / "archive", 5, seed=2)
     assert flows.score.score_archive("archive", mode="crop", return_state=True).is_completed()
     table, model = desk / ".agewatch" / "predictions", AgeModel.load(model_file(None)).id
-    for answer, nights in (("too_little_data", []), ("drift", [night(0, 4000), night(1, 300, older=12)])):
+    for answer, nights in (("too_little_data", []), ("drift", [night_of(0, 4000), night_of(1, 300, older=12)])):
         store_nights(table, *(with_model(rows, model) for rows in nights), archive="archive", root=desk / "archive")
         state = drift_report(mode="detect" if nights else "crop", return_state=True)
         assert state.is_completed()
-        content = shown_report(here, str(state.state_details.flow_run_id))
+        content = shown_report(here, str(state.state_details.flow_run_id), desk)
         assert content["verdict"] == answer
         assert state.message == f"{answer}: {content['headline']}"
 
@@ -212,15 +158,15 @@ def with_model(rows: pa.Table, model: str) -> pa.Table:
     return rows.set_column(place, rows.schema.field("model"), pa.array([model] * len(rows), pa.string()))
 
 
-def shown_report(api: Api, run_id: str) -> Any:
-    """What drift.json says, beside the page that the run's link leads to."""
+def shown_report(api: Api, run_id: str, desk: Path) -> Any:
+    """What drift.json says, beside the page that was written; its link needs `agewatch up`."""
     artifacts = api.artifacts(run_id)
-    link = re.search(r"\((file://.*)\)", artifacts["drift-report"])
-    assert link
-    page = Path(unquote(urlsplit(link[1]).path))
+    assert "drift-report" not in artifacts
+    page = max((desk / ".agewatch" / "reports").glob("*/*/index.html"))
     content = json.loads((page.parent / "drift.json").read_text())
     assert content["report"] == str(page)
     assert content["headline"] in artifacts["drift-verdict"]
+    assert str(desk) not in artifacts["drift-verdict"]
     for column in content["columns"]:
         assert f"| {column['name']} |" in artifacts["drift-verdict"]
     assert "<html" in page.read_text()[:1000]
@@ -274,100 +220,77 @@ def test_telemetry_is_off_where_flows_are(api: Api, tmp_path: Path) -> None:
     assert done.stdout.split() == ["False"]
 
 
-def prefect(*arguments: str, cwd: Path, api: Api) -> str:
-    done = subprocess.run(
-        [str(BIN / "prefect"), "--no-prompt", *arguments],
-        cwd=cwd, env=api.env, capture_output=True, text=True, timeout=RUN_SECONDS, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def test_a_night_is_scored_judged_and_written_down(here: Api, desk: Path, album: Path) -> None:
+    state = night("album", max_refused=0.2, return_state=True)
+    assert state.is_completed()
+    assert str(state.message).startswith("too_little_data: Too little data: 7 of the 2,000 faces")
+    assert str(state.message).endswith("in all 7 faces, 1 files without a face, 1 refused.")
+    artifacts = here.artifacts(str(state.state_details.flow_run_id))
+    assert {"score-progress", "score-summary", "drift-verdict"} <= set(artifacts)
+    assert not any(str(desk) in str(shown) for shown in artifacts.values()), "paths stay at home"
+    [row] = Ledger(desk / ".agewatch").nights()
+    assert (row.archive, row.outcome, row.run) == ("album", "done", str(state.state_details.flow_run_id))
+    assert (row.figures["found"], row.figures["faces"], row.figures["verdict"]) == (9, 7, "too_little_data")
 
 
-def test_drift_is_reported_every_night_after_scoring() -> None:
-    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    crons = {each["name"]: [s["cron"] for s in each["schedules"]] for each in content["deployments"]}
-    night = datetime(2026, 1, 2, tzinfo=UTC)
-    dates = {name: asyncio.run(CronSchedule(cron=cron).get_dates(2, start=night)) for name, [cron] in crons.items()}
-    for name in ("score", "drift"):
-        assert dates[name][1] - dates[name][0] == timedelta(days=1)
-    assert night < dates["score"][0] < dates["drift"][0] < night + timedelta(days=1)
-    assert timedelta(days=28) <= dates["retrain"][1] - dates["retrain"][0] <= timedelta(days=31)
-
-
-def hastened(prefect_yaml: Path) -> str:
-    """The real deployments, with seconds for their nights and months, and parameters for small pictures."""
-    content = yaml.safe_load(prefect_yaml.read_text())
-    seconds = {"score": 25, "drift": 50, "retrain": 5}  # a retraining takes longer: the next ones are cancelled
-    parameters = {"score": {"mode": "crop", "max_refused": 0.2}, "retrain": {"recipe": "recipe.toml"}}
-    for deployment in content["deployments"]:
-        deployment["schedules"] = [{"interval": seconds[deployment["name"]], "active": True}]
-        deployment["parameters"] |= parameters.get(deployment["name"], {})
-    return yaml.safe_dump(content)
-
-
-def completed(api: Api, deployment: str, worker: "subprocess.Popen[bytes]", log: Path) -> dict[str, Any]:
-    """Wait for a deployment's first completed run."""
-    deadline = time.monotonic() + RUN_SECONDS
-    while time.monotonic() < deadline and worker.poll() is None:
-        for run in api.runs(deployment):
-            if run["state_type"] == "COMPLETED":
-                return run
-        time.sleep(1)
-    states = [(run["state_name"], run["state"]["message"]) for run in api.runs(deployment)]
-    raise AssertionError(f"No run of {deployment} completed: {states}\n{log.read_text()[-6000:]}")
-
-
-def labelled(folder: Path) -> None:
-    """160 generated faces: the older, the brighter."""
-    for age in (10, 30, 50, 70):
-        noise(folder / str(age), 40, seed=age, brightness=60 + 2 * age)
-
-
-def test_a_worker_runs_the_deployments_by_their_schedules(api: Api, desk: Path) -> None:
-    noise(desk / "archive", 39, seed=4)
-    (desk / "archive" / "torn.png").write_bytes(torn((desk / "archive" / "4-000.png").read_bytes()))
-    labelled(desk / "labelled")
-    (desk / "recipe.toml").write_text("epochs = 1\nbatch_size = 16\n")
-    (desk / "prefect.yaml").write_text(hastened(ROOT / "prefect.yaml"))
-    pointer = (desk / "model_store" / "current.json").read_bytes()
-
-    prefect("work-pool", "create", "local", "--type", "process", cwd=desk, api=api)
-    prefect("deploy", "--all", cwd=desk, api=api)
-    log = desk / "worker.log"
-    command = [str(BIN / "prefect"), "worker", "start", "--pool", "local"]
-    with started(command, log=log, cwd=desk, env=api.env) as worker:
-        retrained = completed(api, "retrain", worker, log)
-        overlapping = [run for run in api.runs("retrain") if run["state_type"] == "CANCELLED"]
-        api.ask(f"deployments/{retrained['deployment_id']}/pause_deployment")
-        scored = completed(api, "score", worker, log)
-        reported = completed(api, "drift", worker, log)
-
-    for run in (scored, reported, retrained):
-        assert run["auto_scheduled"]
-        assert run["created_by"]["type"] == "SCHEDULE"
-    assert overlapping, "a run that was due during another was not cancelled"
-
-    expected = {f"4-{index:03d}.png": "ok" for index in range(39)} | {"torn.png": "truncated"}
-    assert statuses(desk) == expected
-    content = shown_report(api, reported["id"])
-    assert reported["state"]["message"] == f"{content['verdict']}: {content['headline']}"
-    assert (content["archive"], content["verdict"]) == ("archive", "too_little_data")
-    assert content["headline"].startswith("Too little data: 39 of the 2,000 faces")
-
-    new = desk / "model_store" / "agewatch-2.mar"
-    model = AgeModel.load(new)
-    assert model.id in retrained["state"]["message"]
-    assert "| CNN | " in api.artifacts(retrained["id"])["retrain-comparison"]
-    assert (desk / "model_store" / "current.json").read_bytes() == pointer, "nobody promoted it"
-    with running(new, home=desk / "home", port=free_port(), workers=1) as served:
-        answer = httpx.put(
-            served.predictions_url,
-            params={"faces": "crop"},
-            content=(desk / "archive" / "4-001.png").read_bytes(),
-            headers={"Authorization": f"Bearer {served.token}", "Faces": "crop"},
-            timeout=60,
-            trust_env=False,
+def test_a_night_is_judged_by_the_files_that_it_read(here: Api, desk: Path) -> None:
+    noise(desk / "archive", 30, seed=9)
+    assert night("archive", mode="crop", return_state=True).is_completed()
+    for number in range(2):
+        (desk / "archive" / f"torn{number}.png").write_bytes(
+            torn((desk / "archive" / f"9-00{number}.png").read_bytes())
         )
-    assert answer.status_code == httpx.codes.OK, answer.text
-    assert answer.json()["model"] == model.id
-    assert 0 <= answer.json()["faces"][0]["age"] <= 100
+    state = night("archive", mode="crop", max_refused=0.1, return_state=True)
+    assert state.is_failed()
+    assert str(state.message) == (
+        "2 of the 2 files read were refused (100.0%), more than the 10% allowed. In all 32 files: 2 truncated. The rows"
+        " are committed."
+    )
+    quiet = night("archive", mode="crop", max_refused=0.1, return_state=True)
+    assert quiet.is_completed(), "a quiet night after it"
+    ledger = Ledger(desk / ".agewatch")
+    assert [row.outcome for row in ledger.nights()] == ["done", "refused", "done"]
+    assert [(news.what, news.reason) for news in ledger.news()] == [("refused", state.message)]
+
+
+def test_a_night_whose_archive_is_gone_says_so_in_the_ledger(here: Api, desk: Path) -> None:
+    noise(desk / "archive", 3, seed=10)
+    assert night("archive", mode="crop", return_state=True).is_completed()
+    (desk / "archive").rename(desk / "elsewhere")
+    state = night("archive", mode="crop", return_state=True)
+    assert state.is_failed()
+    assert str(state.message).startswith("The archive 'archive' is gone")
+    assert [row.outcome for row in Ledger(desk / ".agewatch").nights()] == ["done", "gone"]
+
+
+def test_a_night_that_is_due_while_the_one_before_runs_is_skipped(here: Api, desk: Path) -> None:
+    noise(desk / "archive", 3, seed=11)
+    ledger = Ledger(desk / ".agewatch")
+    with held(ledger, "archive", "night", datetime.now(UTC) - timedelta(minutes=1)):
+        state = night("archive", mode="crop", return_state=True)
+    assert state.is_completed()
+    assert state.name == "Skipped"
+    assert str(state.message).startswith("skipped: The night before")
+    assert [row.outcome for row in ledger.nights()] == ["done", "skipped"]
+    assert ledger.news() == []
+
+
+def test_a_server_that_is_away_costs_no_night(desk: Path, tmp_path: Path, api: Api) -> None:
+    """The server is stopped while the flow waits for its turn: rows and ledger are as ever."""
+    noise(desk / "archive", 5, seed=12)
+    port, log = free_port(), tmp_path / "server.log"
+    env = api.env | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": str(tmp_path / "prefect")}
+    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    ledger = Ledger(desk / ".agewatch")
+    code = "from flows.night import night; night('archive', mode='crop')"
+    with turn(ledger), started(command, log=log, cwd=desk, env=env) as server:
+        wait_for(f"http://127.0.0.1:{port}/api/health", server, log, START_SECONDS)
+        with (tmp_path / "flow.log").open("wb") as said:
+            flow = subprocess.Popen([sys.executable, "-c", code], cwd=desk, env=env, stdout=said, stderr=said)
+        deadline = time.monotonic() + RUN_SECONDS
+        while not ledger.nights() and time.monotonic() < deadline:
+            time.sleep(0.2)
+    flow.wait(RUN_SECONDS)
+    [row] = ledger.nights()
+    assert (row.outcome, row.figures["scored"]) == ("done", 5), (tmp_path / "flow.log").read_text()[-3000:]
+    assert len(statuses(desk)) == 5
