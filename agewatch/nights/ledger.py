@@ -5,7 +5,7 @@ It is an SQLite file, `$AGEWATCH_HOME/nights/ledger.sqlite`; `night.py` says who
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -89,7 +89,7 @@ class Ledger:
             db.executescript(_SCHEMA)
         with suppress(OSError):
             self.file.chmod(0o600)
-            if not self._reserve.exists():
+            if not self._reserve.exists() or self._reserve.stat().st_size < _RESERVE_BYTES:
                 self._reserve.write_bytes(bytes(_RESERVE_BYTES))
 
     def nights(self, archive: str | None = None, flow: str | None = None, newest: int | None = None) -> list[Night]:
@@ -104,18 +104,18 @@ class Ledger:
                 f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY due DESC LIMIT ?",
                 (*values, -1 if newest is None else newest),
             ).fetchall()
-        return [_night(row) for row in reversed(rows)]
+            return [_night(row) for row in reversed(rows)]
 
     def of_run(self, run: str) -> Night | None:
         """The row of a Prefect run."""
         with self._opened() as db:
             row = db.execute(f"{_SELECT} WHERE run = ?", (run,)).fetchone()
-        return row and _night(row)
+            return row and _night(row)
 
-    def under_way(self) -> list[tuple[str, str]]:
-        """Archives and flows that have rows without an end."""
+    def under_way(self) -> list[Night]:
+        """The rows without an end."""
         with self._opened() as db:
-            return db.execute("SELECT DISTINCT archive, flow FROM nights WHERE outcome IS NULL").fetchall()
+            return [_night(row) for row in db.execute(f"{_SELECT} WHERE outcome IS NULL ORDER BY due").fetchall()]
 
     def coverer(self, archive: str, flow: str, due: datetime) -> str | None:
         """When another night began, not before this one was due, that has done its work."""
@@ -129,13 +129,16 @@ class Ledger:
 
     def miss(self, archive: str, flow: str, due: datetime, reason: str) -> None:
         """Write that a night was never begun, unless it has a row."""
-        with self._opened() as db:
+
+        def write(db: sqlite3.Connection) -> None:
             made = db.execute(
                 "INSERT OR IGNORE INTO nights (archive, flow, due, outcome, reason) VALUES (?, ?, ?, 'missed', ?)",
                 (archive, flow, _text(due), reason),
             )
             if made.rowcount:
                 _tell(db, archive, flow, due, "missed", reason)
+
+        self._write(write)
 
     def cancel(self, run: str) -> None:
         """Write that the night of a Prefect run was cancelled by a person, where it was only told to stop."""
@@ -179,8 +182,8 @@ class Ledger:
     def begin(self, archive: str, flow: str, due: datetime, run: str | None) -> None:
         """Write that a night begins; a row that it has already is taken over."""
         now = _text(datetime.now(UTC))
-        with self._opened() as db:
-            db.execute(
+        self._write(
+            lambda db: db.execute(
                 "INSERT INTO nights (archive, flow, due, started, heartbeat, run, attempts)"
                 " VALUES (?, ?, ?, ?, ?, ?, 1)"
                 " ON CONFLICT DO UPDATE SET started = excluded.started, heartbeat = excluded.heartbeat,"
@@ -188,6 +191,7 @@ class Ledger:
                 " attempts = attempts + 1",
                 (archive, flow, _text(due), now, now, run),
             )
+        )
 
     def beat(self, archive: str, flow: str, due: datetime) -> None:
         """Write that a night is alive."""
@@ -200,26 +204,11 @@ class Ledger:
     def end(
         self, archive: str, flow: str, due: datetime, outcome: Outcome, reason: str | None, figures: dict[str, Any]
     ) -> None:
-        """Write how a night ended, also on a full disk, and what somebody must be told of it."""
+        """Write how a night ended, and what somebody must be told of it."""
         now = _text(datetime.now(UTC))
         said = (now, now, outcome, reason, json.dumps(figures, allow_nan=False), archive, flow, _text(due))
-        try:
-            self._write_end(said, archive, flow, due, figures)
-        except TableError:  # a full disk: what was set aside makes room for the last words
-            with suppress(OSError):
-                self._reserve.unlink()
-            self._write_end(said, archive, flow, due, figures)
 
-    def _write_end(
-        self, said: tuple[Any, ...], archive: str, flow: str, due: datetime, figures: dict[str, Any]
-    ) -> None:
-        outcome, reason = said[2:4]
-        with self._opened() as db:
-            before = db.execute(
-                "SELECT figures FROM nights WHERE archive = ? AND flow = ? AND due < ? AND ended IS NOT NULL"
-                " AND figures != '{}' ORDER BY due DESC LIMIT 1",
-                (archive, flow, _text(due)),
-            ).fetchone()
+        def write(db: sqlite3.Connection) -> None:
             db.execute(
                 "UPDATE nights SET ended = ?, heartbeat = ?, outcome = ?, reason = ?, figures = ?"
                 " WHERE archive = ? AND flow = ? AND due = ?",
@@ -227,36 +216,58 @@ class Ledger:
             )
             if outcome in TROUBLE:
                 _tell(db, archive, flow, due, outcome, reason)
-            known = json.loads(before[0]) if before else {}
-            if figures.get("verdict") == "drift" and _drift(known) != _drift(figures):
-                _tell(db, archive, flow, due, "drift", figures.get("headline"))
+            if figures.get("verdict") is not None:
+                _tell_drift(db, archive, flow, due, figures)
+
+        self._write(write)
 
     def never_begun(
         self, archive: str, flow: str, due: datetime, run: str | None, outcome: Outcome, reason: str
     ) -> None:
         """Write the outcome of a night that never began; a row that a run has begun stays."""
-        with self._opened() as db:
-            db.execute(
+        self._write(
+            lambda db: db.execute(
                 "INSERT INTO nights (archive, flow, due, ended, outcome, reason, run) VALUES (?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET outcome = excluded.outcome, reason = excluded.reason, run = excluded.run,"
                 " ended = excluded.ended WHERE started IS NULL",
                 (archive, flow, _text(due), _text(datetime.now(UTC)), outcome, reason, run),
             )
+        )
 
-    def end_dead(self, archive: str, flow: str) -> None:
-        """End what a dead run left, as `crashed`; the caller knows that none is alive."""
+    def end_dead(self, night: Night) -> None:
+        """End what a dead run left, as `crashed`; the caller knows that it is dead. A row that has moved on stays."""
+        heard = _text(night.heartbeat or night.due)
+        reason = f"It ended without a word; it was last heard of {heard}. What was finished is kept."
+
+        def write(db: sqlite3.Connection) -> None:
+            ended = db.execute(
+                "UPDATE nights SET outcome = 'crashed', reason = ?, ended = heartbeat"
+                " WHERE archive = ? AND flow = ? AND due = ? AND attempts = ? AND outcome IS NULL",
+                (reason, night.archive, night.flow, _text(night.due), night.attempts),
+            )
+            if ended.rowcount:
+                _tell(db, night.archive, night.flow, night.due, "crashed", reason)
+
+        self._write(write)
+
+    def forget(self, before: datetime) -> int:
+        """Erase the nights that were due before a time, and their news; returns how many. They are not missed later."""
         with self._opened() as db:
-            dead = db.execute(
-                "SELECT due, heartbeat FROM nights WHERE archive = ? AND flow = ? AND outcome IS NULL", (archive, flow)
-            ).fetchall()
-            for due, heard in dead:
-                reason = f"It ended without a word; it was last heard of {heard}. What was finished is kept."
-                db.execute(
-                    "UPDATE nights SET outcome = 'crashed', reason = ?, ended = heartbeat"
-                    " WHERE archive = ? AND flow = ? AND due = ?",
-                    (reason, archive, flow, due),
-                )
-                _tell(db, archive, flow, _time(due), "crashed", reason)
+            erased = db.execute("DELETE FROM nights WHERE due < ? AND outcome IS NOT NULL", (_text(before),)).rowcount
+            db.execute("DELETE FROM news WHERE due < ?", (_text(before),))
+            db.execute("UPDATE watched SET since = max(since, ?)", (_text(before),))
+        return erased
+
+    def _write(self, write: Callable[[sqlite3.Connection], object]) -> None:
+        """Write in one transaction, also on a full disk: what was set aside makes room for these words."""
+        try:
+            with self._opened() as db:
+                write(db)
+        except TableError:
+            with suppress(OSError):
+                self._reserve.unlink()
+            with self._opened() as db:
+                write(db)
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
@@ -268,28 +279,41 @@ class Ledger:
                     yield db
             finally:
                 db.close()
-        except sqlite3.Error as error:
+        except (sqlite3.OperationalError, OSError) as error:  # locked, full, not allowed
             raise TableError(f"The ledger {self.file} can't be used: {error}.") from error
-
-
-def _drift(figures: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes one drift another."""
-    return (figures.get("verdict") == "drift", figures.get("cause"))
+        except (sqlite3.Error, ValueError) as error:
+            raise TableError(
+                f"The ledger {self.file} is damaged ({error}): restore a backup, or move it away and a new one is"
+                " begun. The pictures' rows lie elsewhere."
+            ) from error
 
 
 def _tell(db: sqlite3.Connection, archive: str, flow: str, due: datetime, what: str, reason: str | None) -> None:
-    """Add to the news, once a night and what: a night that crashes in each of its attempts is one piece of news."""
+    """Note that a night needs a look, once a night: of one that fails again when it is made up, the row says more."""
     db.execute(
         "INSERT INTO news (at, archive, flow, due, what, reason) SELECT ?, ?, ?, ?, ?, ? WHERE NOT EXISTS"
-        " (SELECT 1 FROM news WHERE archive = ? AND flow = ? AND due = ? AND what = ?)",
-        (_text(datetime.now(UTC)), archive, flow, _text(due), what, reason, archive, flow, _text(due), what),
+        " (SELECT 1 FROM news WHERE archive = ? AND flow = ? AND due = ? AND what != 'drift')",
+        (_text(datetime.now(UTC)), archive, flow, _text(due), what, reason, archive, flow, _text(due)),
     )
+
+
+def _tell_drift(db: sqlite3.Connection, archive: str, flow: str, due: datetime, figures: dict[str, Any]) -> None:
+    """Note drift where it begins or its cause changes: against what was said last, however nights lie between."""
+    name, state = f"drift.{flow}.{archive}", [figures["verdict"] == "drift", figures.get("cause")]
+    known = db.execute("SELECT value FROM kept WHERE name = ?", (name,)).fetchone()
+    if state[0] and (known is None or json.loads(known[0]) != state):
+        db.execute(
+            "INSERT INTO news (at, archive, flow, due, what, reason) VALUES (?, ?, ?, ?, 'drift', ?)",
+            (_text(datetime.now(UTC)), archive, flow, _text(due), figures.get("headline")),
+        )
+    db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (name, json.dumps(state)))
 
 
 def _night(row: Sequence[Any]) -> Night:
     archive, flow, *times, outcome, reason, figures, run, attempts = row
     due, started, heartbeat, ended = (time and _time(time) for time in times)
-    assert outcome is None or outcome in get_args(Outcome)
+    if outcome is not None and outcome not in get_args(Outcome):
+        raise ValueError(f"a night's outcome is {outcome!r}")
     return Night(archive, flow, due, started, heartbeat, ended, outcome, reason, json.loads(figures), run, attempts)
 
 

@@ -52,7 +52,9 @@ def held(ledger: Ledger, archive: str, flow: str, due: datetime, run: str | None
     due = due.astimezone(UTC).replace(microsecond=0)
     kept = _lock(ledger, archive, flow, due, run)
     try:
-        ledger.end_dead(archive, flow)
+        for left in ledger.under_way():
+            if (left.archive, left.flow) == (archive, flow):
+                ledger.end_dead(left)
         if (began := ledger.coverer(archive, flow, due)) is not None:
             raise _not_now(ledger, archive, flow, due, run, "covered", f"The night that began {began} did its work.")
         ledger.begin(archive, flow, due, run)
@@ -96,9 +98,9 @@ def is_alive(ledger: Ledger, archive: str, flow: str) -> bool:
 
 def end_dead(ledger: Ledger) -> None:
     """End the rows of nights whose process is dead, as `crashed`."""
-    for archive, flow in ledger.under_way():
-        if not is_alive(ledger, archive, flow):
-            ledger.end_dead(archive, flow)
+    for night in ledger.under_way():  # read before its lock is asked for: one that begins meanwhile is another
+        if not is_alive(ledger, night.archive, night.flow):
+            ledger.end_dead(night)
 
 
 def _lock(ledger: Ledger, archive: str, flow: str, due: datetime, run: str | None) -> IO[str]:

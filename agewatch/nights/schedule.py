@@ -1,7 +1,10 @@
 """Which archives are scored when: what `prefect.yaml` says, and which nights were due."""
 
+import itertools
 import os
 import unicodedata
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +25,7 @@ NIGHT, RETRAIN = "night", "retrain"
 MOST_GRACE = timedelta(minutes=15)
 """A night that has not begun so long after it was due is missed; less where nights follow each other sooner."""
 _LONGEST = 1_000  # nights that are looked back on
+_CLOCK_CHANGE = timedelta(hours=3)  # no zone changes its clock by more
 
 
 @dataclass(frozen=True)
@@ -49,27 +53,24 @@ class Planned:
         return f"{when} {self.timezone}" if self.is_active else "never"
 
     def due(self, since: datetime, until: datetime) -> list[datetime]:
-        """The times (UTC) in which it was due, after one and not after another; of many, the last."""
-        if not self.is_active:
+        """The times (UTC) in which it was due, after one and not after another; of many, the last.
+
+        An interval without an anchor has none: Prefect counts it from when it was deployed.
+        """
+        if not self.is_active or (self.every is not None and self.anchor is None):
             return []
-        if self.every is not None:
-            first = self.anchor or since
-            steps = range((since - first) // self.every + 1, (until - first) // self.every + 1)
-            return [first + step * self.every for step in steps[-_LONGEST:]]
-        found: list[datetime] = []
-        for when in self._times(since):
+        found: deque[datetime] = deque(maxlen=_LONGEST)
+        for when in self._times(max(since, until - _LONGEST * self.interval(until))):
             if when > until:
                 break
             found.append(when)
-        return found[-_LONGEST:]
+        return list(found)
 
     def next_due(self, now: datetime) -> datetime | None:
-        """When it is due next, UTC."""
-        if not self.is_active:
+        """When it is due next, UTC; None where it is never due, or only Prefect knows."""
+        if not self.is_active or (self.every is not None and self.anchor is None):
             return None
-        if self.every is not None:
-            return self.due(now, now + self.every)[-1]
-        return next(iter(self._times(now)), None)
+        return next(self._times(now), None)
 
     def interval(self, now: datetime) -> timedelta:
         """The time between the two nights that come next."""
@@ -83,9 +84,18 @@ class Planned:
         """So long after it was due a night may begin."""
         return min(MOST_GRACE, self.interval(now) / 2)
 
-    def _times(self, since: datetime) -> Any:
-        assert self.cron is not None
-        return (when.astimezone(UTC) for when in CronSim(self.cron, since.astimezone(ZoneInfo(self.timezone))))
+    def _times(self, since: datetime) -> Iterator[datetime]:
+        """All times after one, UTC, as Prefect has them."""
+        if self.every is not None and self.anchor is not None:
+            for step in itertools.count((since - self.anchor) // self.every + 1):
+                yield self.anchor + step * self.every
+        zone, last = ZoneInfo(self.timezone), since
+        for wall in CronSim(self.cron or "", (since - _CLOCK_CHANGE).astimezone(zone).replace(tzinfo=None)):
+            # An hour that comes twice counts the first time, and one that is left out as the hour before it.
+            when = min(wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+            if when > last:
+                yield when
+                last = when
 
 
 def read(file: Path = FILE) -> list[Planned]:
@@ -103,9 +113,13 @@ def read(file: Path = FILE) -> list[Planned]:
     if not isinstance(listed, list):
         raise UsageError(f"{file} holds no deployments: `agewatch init ARCHIVE...` writes some.")
     try:
-        return [one for each in listed if (one := _planned(each)) is not None]
+        planned = [one for each in listed if (one := _planned(each)) is not None]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{file} can't be understood: {error!r}.") from error
+    names = [one.archive or one.flow for one in planned]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"{file} has several deployments of {twice}: an archive has one, and its own name.")
+    return planned
 
 
 def definitions(file: Path = FILE) -> dict[str, Any]:
@@ -134,14 +148,30 @@ def settle(ledger: Ledger, planned: list[Planned], now: datetime) -> None:
 def missing(
     one: Planned, nights: list[Night], since: datetime, now: datetime, *, grace: timedelta | None = None
 ) -> list[datetime]:
-    """The nights that were due and have no row; `grace` is by default the deployment's own.
-
-    A row counts for the night that it is nearest to: where the clock changes, Prefect may be an hour apart from us.
-    """
-    known, near = [night.due for night in nights], one.interval(now) / 2
-    since = max(since, now - _LONGEST * one.interval(now))
+    """The nights that were due after one time and have no row; `grace` is by default the deployment's own."""
+    known = {night.due for night in nights}
+    if one.every is not None and one.anchor is None:
+        return _gaps(one.every, sorted(known), since, now, one.every if grace is None else grace)
     due = one.due(since, now - (one.grace(now) if grace is None else grace))
-    return [when for when in due if not any(abs(when - other) < near for other in known)]
+    return [when for when in due if when.replace(microsecond=0) not in known]
+
+
+def _gaps(
+    every: timedelta, known: list[datetime], since: datetime, now: datetime, grace: timedelta
+) -> list[datetime]:
+    """Nights that are missing in a row of equal steps that begin anywhere: each deployment counts its own anew.
+
+    A step of less than two intervals is none too many, so that the last night is waited for an interval.
+    """
+    found: list[datetime] = []
+    last = since if len(known) < _LONGEST else max(since, known[0])
+    steps = [(when, every - timedelta(seconds=1)) for when in known if when > last]
+    for when, more in [*steps, (now, grace)]:
+        while when - last >= every + more and len(found) < _LONGEST:
+            last += every
+            found.append(last)
+        last = when
+    return found
 
 
 def _planned(deployment: dict[str, Any]) -> Planned | None:
@@ -155,6 +185,12 @@ def _planned(deployment: dict[str, Any]) -> Planned | None:
     said: dict[str, Any] = schedules[0] if schedules else {"active": False}
     zone, cron, every = str(said.get("timezone") or "UTC"), said.get("cron"), said.get("interval")
     anchor = said.get("anchor_date")
+    if said.get("active", True) and schedules and cron is None and every is None:
+        raise ValueError(f"{name} has no cron and no interval")
+    if every is not None and float(every) <= 0:
+        raise ValueError(f"{name} has an interval of {every} seconds")
+    if every is not None and zone != "UTC":
+        raise ValueError(f"{name} has an interval in a zone, where Prefect's own dates waver: a cron has none of that")
     try:
         ZoneInfo(zone)
         if cron is not None:
