@@ -65,7 +65,7 @@ def night(
     settings, archive = Settings(), schedule.archive_of(archive_folder, name)
     ledger, run = Ledger(settings.home), str(flow_run.id)
     try:
-        with held(ledger, archive, schedule.NIGHT, _due(due), run) as row, turn(ledger):
+        with held(ledger, archive, schedule.NIGHT, _due(due), run) as row, turn(ledger, archive):
             said = {"model": model, "faces": mode, "max_refused": 1.0, "max_gone": max_gone, "exclude": exclude or ()}
             summary = score(archive_folder, {**said, "name": name})
             row.figures = _figures(summary)

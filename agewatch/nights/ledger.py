@@ -106,6 +106,19 @@ class Ledger:
             ).fetchall()
             return [_night(row) for row in reversed(rows)]
 
+    def night(self, archive: str, flow: str, due: datetime) -> Night | None:
+        """One row."""
+        with self._opened() as db:
+            row = db.execute(
+                f"{_SELECT} WHERE archive = ? AND flow = ? AND due = ?", (archive, flow, _text(due))
+            ).fetchone()
+            return row and _night(row)
+
+    def archives(self, flow: str) -> set[str]:
+        """The archives that have rows of a flow."""
+        with self._opened() as db:
+            return {name for (name,) in db.execute("SELECT DISTINCT archive FROM nights WHERE flow = ?", (flow,))}
+
     def of_run(self, run: str) -> Night | None:
         """The row of a Prefect run."""
         with self._opened() as db:

@@ -19,6 +19,7 @@ from agewatch.nights.ledger import Ledger, Outcome
 from agewatch.scoring.beside import name_of
 
 HEARTBEAT_SECONDS = 30.0
+_TURN = "turn.lock"
 _LOCK_TRIES, _LOCK_SECONDS = 10, 0.1  # whoever asks whether a night is alive holds its lock for an instant
 
 
@@ -78,11 +79,23 @@ def held(ledger: Ledger, archive: str, flow: str, due: datetime, run: str | None
 
 
 @contextmanager
-def turn(ledger: Ledger) -> Iterator[None]:
+def turn(ledger: Ledger, archive: str) -> Iterator[None]:
     """Wait until no other night of this home is at work: they share a machine's memory and cores."""
-    with (ledger.folder / "turn.lock").open("a") as file:
+    with (ledger.folder / _TURN).open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # told by `status`; a full disk holds no night up
+            file.truncate(0)
+            file.write(archive)
+            file.flush()
         yield
+
+
+def whose_turn(ledger: Ledger) -> str | None:
+    """The archive that had its turn last; among nights under way the one that is at work."""
+    try:
+        return (ledger.folder / _TURN).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def is_alive(ledger: Ledger, archive: str, flow: str) -> bool:

@@ -125,8 +125,12 @@ def read(file: Path = FILE) -> list[Planned]:
 def definitions(file: Path = FILE) -> dict[str, Any]:
     """What stands under `definitions: agewatch:` of `prefect.yaml`, such as where alerts go. Raises UsageError."""
     read(file)
-    told = (yaml.safe_load(file.read_text(encoding="utf-8")).get("definitions") or {}).get("agewatch")
-    return told if isinstance(told, dict) else {}
+    told: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for key in ("definitions", "agewatch"):
+        told = told.get(key) or {}
+        if not isinstance(told, dict):
+            raise UsageError(f"{file}: what stands under {key} is no mapping.")
+    return dict(told)
 
 
 def archive_of(folder: str, name: str | None) -> str:
@@ -136,8 +140,9 @@ def archive_of(folder: str, name: str | None) -> str:
     )
 
 
-def settle(ledger: Ledger, planned: list[Planned], now: datetime) -> None:
+def settle(ledger: Ledger, planned: list[Planned], now: datetime | None = None) -> None:
     """Write what became of nights that nobody wrote about: dead ones as crashed, those never begun as missed."""
+    now = now or datetime.now(UTC)
     end_dead(ledger)
     for one in planned:
         since = ledger.watch(one.archive, one.flow, one.schedule, now)
@@ -150,7 +155,7 @@ def missing(
 ) -> list[datetime]:
     """The nights that were due after one time and have no row; `grace` is by default the deployment's own."""
     known = {night.due for night in nights}
-    if one.every is not None and one.anchor is None:
+    if one.is_active and one.every is not None and one.anchor is None:
         return _gaps(one.every, sorted(known), since, now, one.every if grace is None else grace)
     due = one.due(since, now - (one.grace(now) if grace is None else grace))
     return [when for when in due if when.replace(microsecond=0) not in known]
