@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 _BAD, _GOOD, _DIM, _WARN = "red", "green", "dim", "yellow"
 _WORDS = {
-    "done": "done", "refused": "too many refused", "gone": "archive gone", "failed": "failed", "crashed": "crashed",
+    "done": "done", "refused": "many refused", "gone": "gone", "failed": "failed", "crashed": "crashed",
     "stopped": "stopped", "cancelled": "cancelled", "missed": "missed", "skipped": "skipped", "covered": "covered",
 }  # fmt: skip
 _FIGURES = (("found", "files"), ("scored", "new"), ("refused_now", "refused"), ("faces", "faces"))
+_WIDE = 110  # columns of a terminal from which on an archive's figures stand in its line
 _UNHEARD = timedelta(days=1)
 
 
@@ -25,13 +26,14 @@ def status(found: "Status") -> None:
     """Print it: a line an archive, what needs a look, and the rest."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=100)
+        console = Console(width=_WIDE)
+    wide, local = console.width >= _WIDE, found.at.astimezone()
     up = Text("agewatch is up", _GOOD) if found.is_up else Text("agewatch is not up", _BAD)
-    up.append("" if found.is_up else ": no night begins by itself before `agewatch up`", "default")
-    console.print(up, Text(f"{_when(found.at, found.at)} {found.at.astimezone():%Z}", _DIM), sep="   ")
+    up.append("." if found.is_up else ": nights begin by themselves after `agewatch up`.", "default")
+    console.print(up.append(f" Times are {local:%Z}; it is {local:%H:%M:%S}.", _DIM))
     console.print()
-    console.print(_archives(found))
-    looks = [line for state in found.archives for line in _looks(state, found.at)]
+    console.print(_archives(found, wide))
+    looks = [line for state in found.archives for line in _looks(state, found.at, wide)]
     looks += [Text(problem, _BAD) for problem in found.problems]
     if looks:
         console.print()
@@ -40,12 +42,13 @@ def status(found: "Status") -> None:
     console.print(_rest(found))
 
 
-def _archives(found: "Status") -> Table:
+def _archives(found: "Status", wide: bool) -> Table:
     grid = Table(box=None, pad_edge=False)
-    grid.add_column("archive", overflow="fold")
+    figured = _FIGURES if wide else ()
+    grid.add_column("archive", overflow="fold", min_width=10)
     grid.add_column("last night", no_wrap=True)
-    grid.add_column("")
-    for _, name in _FIGURES:
+    grid.add_column("", no_wrap=True)
+    for _, name in figured:
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("drift", no_wrap=True)
     grid.add_column("next night", no_wrap=True)
@@ -55,7 +58,7 @@ def _archives(found: "Status") -> Table:
             state.archive,
             _when(last.due, found.at) if last else "",
             _outcome(last),
-            *(f"{figures[key]:,}" if isinstance(figures.get(key), int) else "" for key, _ in _FIGURES),
+            *(f"{figures[key]:,}" if isinstance(figures.get(key), int) else "" for key, _ in figured),
             _drift(state),
             _next(state, found.at),
         )
@@ -91,7 +94,7 @@ def _next(state: "ArchiveState", now: datetime) -> Text:
     return Text(_when(state.next_due, now) if state.next_due else "when up", "default" if state.next_due else _DIM)
 
 
-def _looks(state: "ArchiveState", now: datetime) -> list[Text]:
+def _looks(state: "ArchiveState", now: datetime, wide: bool) -> list[Text]:
     """What is to be said of an archive beside its line."""
     lines = []
 
@@ -103,6 +106,9 @@ def _looks(state: "ArchiveState", now: datetime) -> list[Text]:
         told = f"under way for {_long(now - began)}, heard of {_long(now - heard)} ago"
         told += f"; it waits for {state.waits_for}" if state.waits_for else ""
         say(f"{told}. Does it hang?" if state.is_silent else f"{told}.", _BAD if state.is_silent else _WARN)
+    figures = state.last.figures if state.last is not None and not wide else {}
+    if told := ", ".join(f"{figures[key]:,} {name}" for key, name in _FIGURES if isinstance(figures.get(key), int)):
+        say(f"{told}.", _DIM)
     if state.last is not None and state.last.reason and state.last.outcome not in ("skipped", "covered"):
         say(state.last.reason)
     if state.drifts and state.judged is not None:

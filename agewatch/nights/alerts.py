@@ -30,14 +30,6 @@ PRINTED = "printed"
 _COUNTS = ("found", "scored", "faces", "no_face", "refused", "refused_now", "disappeared", "lost")
 _ASKED, _SENT, _TOLD = "alerts.asked", "alerts.sent", "alerts.told."
 _LINES = 20
-_WORDS = {
-    "refused": "too many files were refused",
-    "gone": "the archive, or much of it, is gone",
-    "failed": "it failed",
-    "crashed": "it ended without a word",
-    "missed": "it never began",
-    "drift": "drift",
-}
 
 
 class AlertError(AgewatchError):
@@ -136,6 +128,8 @@ def send(ledger: Ledger, ways: Mapping[str, Callable[[Alert], None]]) -> Sent:
     with (ledger.folder / "alert.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # two timers at once tell it once
         ledger.keep(_ASKED, _now())
+        for name, told in {name: _told(ledger, name) for name in ways}.items():
+            ledger.keep(_TOLD + name, str(told))  # a new way that is broken does not follow the others later
         for name, way in ways.items():
             news = ledger.news(_told(ledger, name))
             try:
@@ -235,7 +229,7 @@ def _item(ledger: Ledger, news: News) -> Item:
 
 def _line(item: Item) -> str:
     due = datetime.fromisoformat(item.due).astimezone()
-    line = f"{_name(item)}, {due:%a %d %b %Y %H:%M:%S %Z}: {_WORDS[item.what]}."
+    line = f"{_name(item)}, {due:%a %d %b %Y %H:%M:%S %Z}: {item.what}."
     if item.reason:
         line += f" {item.reason}"
     made_up = " It was made up since."

@@ -89,8 +89,7 @@ class Ledger:
             db.executescript(_SCHEMA)
         with suppress(OSError):
             self.file.chmod(0o600)
-            if not self._reserve.exists() or self._reserve.stat().st_size < _RESERVE_BYTES:
-                self._reserve.write_bytes(bytes(_RESERVE_BYTES))
+        self._set_aside()
 
     def nights(self, archive: str | None = None, flow: str | None = None, newest: int | None = None) -> list[Night]:
         """Rows in the order of their due times; of one archive or flow, and at most the `newest` of them."""
@@ -140,18 +139,20 @@ class Ledger:
             ).fetchone()
         return row and str(row[0])
 
-    def miss(self, archive: str, flow: str, due: datetime, reason: str) -> None:
-        """Write that a night was never begun, unless it has a row."""
+    def miss(self, archive: str, flow: str, nights: Sequence[datetime], reason: str) -> None:
+        """Write of nights, by when they were due, that they were never begun, unless they have rows."""
 
         def write(db: sqlite3.Connection) -> None:
-            made = db.execute(
-                "INSERT OR IGNORE INTO nights (archive, flow, due, outcome, reason) VALUES (?, ?, ?, 'missed', ?)",
-                (archive, flow, _text(due), reason),
-            )
-            if made.rowcount:
-                _tell(db, archive, flow, due, "missed", reason)
+            for due in nights:
+                made = db.execute(
+                    "INSERT OR IGNORE INTO nights (archive, flow, due, outcome, reason) VALUES (?, ?, ?, 'missed', ?)",
+                    (archive, flow, _text(due), reason),
+                )
+                if made.rowcount:
+                    _tell(db, archive, flow, due, "missed", reason)
 
-        self._write(write)
+        if nights:
+            self._write(write)
 
     def cancel(self, run: str) -> None:
         """Write that the night of a Prefect run was cancelled by a person, where it was only told to stop."""
@@ -281,6 +282,13 @@ class Ledger:
                 self._reserve.unlink()
             with self._opened() as db:
                 write(db)
+            self._set_aside()
+
+    def _set_aside(self) -> None:
+        """Take what is given up on a full disk, or as much of it as there is."""
+        with suppress(OSError):
+            if not self._reserve.exists() or self._reserve.stat().st_size < _RESERVE_BYTES:
+                self._reserve.write_bytes(bytes(_RESERVE_BYTES))
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:

@@ -146,8 +146,8 @@ def settle(ledger: Ledger, planned: list[Planned], now: datetime | None = None) 
     end_dead(ledger)
     for one in planned:
         since = ledger.watch(one.archive, one.flow, one.schedule, now)
-        for due in missing(one, ledger.nights(one.archive, one.flow, _LONGEST), since, now):
-            ledger.miss(one.archive, one.flow, due, "It was due and never began: was agewatch running?")
+        due = missing(one, ledger.nights(one.archive, one.flow, _LONGEST), since, now)
+        ledger.miss(one.archive, one.flow, due, "It was due and never began: was agewatch running?")
 
 
 def missing(
