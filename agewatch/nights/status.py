@@ -183,7 +183,7 @@ def _state(ledger: Ledger, archive: str, one: Planned | None, now: datetime) -> 
         next((night for night in reversed(ended) if night.outcome not in _BESIDE), ended[-1] if ended else None),
         running,
         turn if turn != archive else None,
-        max(judged, key=lambda night: night.ended or night.due, default=None),
+        max(reversed(judged), key=lambda night: night.ended or night.due, default=None),
         answered is not None and answered.outcome in MISSING,
         running is not None and now - (running.heartbeat or running.due) > SILENT,
     )
