@@ -4,18 +4,37 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 
 # isort: split
 
+import json
 from typing import Any
 
 from prefect.blocks.core import Block
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from agewatch.nights.alerts import Alert, AlertError
+from agewatch.settings import Settings
+from flows.shown import PAGES
 
 
 def by_block(name: str, alert: Alert) -> None:
-    """Send an alert by a block, which is looked up on Prefect's server. Raises AlertError."""
+    """Send an alert by a block of the server that `agewatch up` runs, or that PREFECT_API_URL names.
+
+    Raises AlertError.
+    """
+    api = _api()
+    if api is None:
+        raise AlertError(f"The alert's block {name} is not known while agewatch is not up and PREFECT_API_URL not set.")
     try:
-        block: Any = Block.load(name)
-        with block.raise_on_failure():
-            block.notify(body=alert.text, subject=alert.subject)
+        with temporary_settings({PREFECT_API_URL: api}):
+            block: Any = Block.load(name)
+            with block.raise_on_failure():
+                block.notify(body=alert.text, subject=alert.subject)
     except Exception as error:  # a server, a block, or a service of any kind: its text may hold the block's secrets
         raise AlertError(f"The alert's block {name} did not take it ({type(error).__name__}).") from error
+
+
+def _api() -> str | None:
+    try:
+        return str(json.loads((Settings().home / PAGES).read_text(encoding="utf-8"))["api"])
+    except (OSError, ValueError, KeyError):
+        api: str | None = PREFECT_API_URL.value()
+        return api

@@ -42,8 +42,11 @@ class _Pages(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def shown(home: Path, reports: Path) -> Iterator[str]:
-    """Show what lies below `reports` while the body runs; yields the address, which the home keeps for flows."""
+def shown(home: Path, reports: Path, api: str) -> Iterator[str]:
+    """Show what lies below `reports` while the body runs; yields the address.
+
+    The home keeps it for flows, and beside it that of Prefect's API for alerts.
+    """
     file = home / PAGES
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     secret = secrets.token_urlsafe(16)
@@ -52,7 +55,7 @@ def shown(home: Path, reports: Path) -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 5.0}, daemon=True)
     thread.start()
     try:
-        write_json(file, {"url": url})
+        write_json(file, {"url": url, "api": api})
         file.chmod(0o600)
         yield url
     finally:

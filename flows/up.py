@@ -72,8 +72,9 @@ def run(wanted: Wanted, tell: Tell) -> None:
     with ExitStack() as undo:
         undo.enter_context(_alone(home))
         undo.enter_context(interrupted_by_signals())
-        reports = undo.enter_context(pages.shown(home, settings.reports.resolve()))
-        up = _Up(wanted, planned, ledger, _environment(wanted, home), home, tell)
+        env = _environment(wanted, home)
+        reports = undo.enter_context(pages.shown(home, settings.reports.resolve(), env["PREFECT_API_URL"]))
+        up = _Up(wanted, planned, ledger, env, home, tell)
         undo.callback(up.stop)
         up.start()
         tell(f"{'Prefect':<16}{up.api.removesuffix('/api')}\n{'reports':<16}{reports}/\n{up.nights()}\nready")
@@ -159,7 +160,8 @@ class _Up:
         lines = []
         for one in self.planned:
             due = one.next_due(now)
-            when = f"next {due.astimezone():%a %Y-%m-%d %H:%M %Z}" if due else "no schedule"
+            otherwise = f"every {one.every}" if one.is_active and one.every else "no schedule"
+            when = f"next {due.astimezone():%a %Y-%m-%d %H:%M %Z}" if due else otherwise
             lines.append(f"{one.archive or one.flow:<16}{when}")
         return "\n".join(lines)
 

@@ -161,9 +161,7 @@ def missing(
     return [when for when in due if when.replace(microsecond=0) not in known]
 
 
-def _gaps(
-    every: timedelta, known: list[datetime], since: datetime, now: datetime, grace: timedelta
-) -> list[datetime]:
+def _gaps(every: timedelta, known: list[datetime], since: datetime, now: datetime, grace: timedelta) -> list[datetime]:
     """Nights that are missing in a row of equal steps that begin anywhere: each deployment counts its own anew.
 
     A step of less than two intervals is none too many, so that the last night is waited for an interval.

@@ -215,3 +215,25 @@ def test_a_way_that_is_none_is_a_sentence(ledger: Ledger, said: dict[str, Any], 
     assert (code, out) == (2, "")
     assert sentence in err
     assert "secret" not in err
+
+
+def test_a_block_of_prefects_takes_an_alert(ledger: Ledger, hook: Hook) -> None:
+    import flows.alerts
+
+    # isort: split
+
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+    from prefect.testing.utilities import prefect_test_harness
+
+    message = Alert("A subject", "A text", ())
+    with pytest.raises(AlertError, match="while agewatch is not up"):
+        flows.alerts.by_block("custom-webhook/tell", message)
+    with prefect_test_harness(server_startup_timeout=180):
+        said = {"text": "{{subject}}: {{body}}"}
+        CustomWebhookNotificationBlock(name="tell", url=hook.url, json_data=said).save("tell")
+        flows.alerts.by_block("custom-webhook/tell", message)
+        assert hook.taken == [{"text": "A subject: A text"}]
+        hook.codes = [500]
+        for name in ("custom-webhook/tell", "custom-webhook/other"):
+            with pytest.raises(AlertError, match=f"The alert's block {name} did not take it"):
+                flows.alerts.by_block(name, message)
