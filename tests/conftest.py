@@ -42,6 +42,7 @@ QUICK = [
     "test_jpeg2000",
     "test_raw",
     "test_evidence",
+    "test_schedule",
 ]
 """The files of the quick lane, `-m quick`: no server, no command, and at most 90 seconds together."""
 
