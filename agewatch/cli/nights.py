@@ -1,0 +1,43 @@
+"""Commands for what surrounds the nights: `backup`, `restore`, `doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agewatch.cli.options import JsonOption, answer
+from agewatch.settings import Settings
+
+app = typer.Typer()
+
+SCHEDULE = Path("prefect.yaml")
+"""Where a schedule lies: in the folder in which it is started."""
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write; one of that name is replaced.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write one file with all that can't be made again: rows, baselines, labels, canaries, models, ledger, schedule."""
+    from agewatch.nights import backup as room
+
+    kept = room.backup(Settings(), file, SCHEDULE)
+    told = (
+        f"{kept.file}: {len(kept.archives)} archives and {kept.models} models in {kept.files:,} files,"
+        f" {kept.bytes / 1e6:,.1f} MB. It holds what is known of faces: keep it as private as they are."
+    )
+    answer(as_json, kept, typer.echo, told)
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `agewatch backup` wrote.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make a home from a backup; one that holds a table is not touched. AGEWATCH_HOME says where."""
+    from agewatch.nights import restore as room
+
+    restored = room.restore(Settings(), file, SCHEDULE)
+    told = f"{restored.home} is as it was at {restored.made_at}: {', '.join(restored.archives) or 'no archive'}."
+    answer(as_json, restored, typer.echo, "\n".join([told, *restored.notes]))
