@@ -10,9 +10,6 @@ from agewatch.settings import Settings
 
 app = typer.Typer()
 
-SCHEDULE = Path("prefect.yaml")
-"""Where a schedule lies: in the folder in which it is started."""
-
 
 @app.command()
 def backup(
@@ -21,8 +18,9 @@ def backup(
 ) -> None:
     """Write one file with all that can't be made again: rows, baselines, labels, canaries, models, ledger, schedule."""
     from agewatch.nights import backup as room
+    from agewatch.nights.schedule import FILE
 
-    kept = room.backup(Settings(), file, SCHEDULE)
+    kept = room.backup(Settings(), file, FILE)
     told = (
         f"{kept.file}: {len(kept.archives)} archives and {kept.models} models in {kept.files:,} files,"
         f" {kept.bytes / 1e6:,.1f} MB. It holds what is known of faces: keep it as private as they are."
@@ -37,7 +35,8 @@ def restore(
 ) -> None:
     """Make a home from a backup; one that holds a table is not touched. AGEWATCH_HOME says where."""
     from agewatch.nights import restore as room
+    from agewatch.nights.schedule import FILE
 
-    restored = room.restore(Settings(), file, SCHEDULE)
+    restored = room.restore(Settings(), file, FILE)
     told = f"{restored.home} is as it was at {restored.made_at}: {', '.join(restored.archives) or 'no archive'}."
     answer(as_json, restored, typer.echo, "\n".join([told, *restored.notes]))

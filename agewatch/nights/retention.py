@@ -231,4 +231,6 @@ def _nights(file: Path, now: datetime) -> Cleared:
             cleared.n = db.execute("DELETE FROM nights WHERE due < ? AND outcome IS NOT NULL", (before,)).rowcount
         if "news" in tables:
             db.execute("DELETE FROM news WHERE at < ?", (before,))
+        if "watched" in tables:  # else nights whose rows went would be missed from then on
+            db.execute("UPDATE watched SET since = ? WHERE since < ?", (before, before))
     return cleared

@@ -2,10 +2,8 @@
 
 import json
 import os
-import sqlite3
 import threading
 import zipfile
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from rows import row
 
 from agewatch.estimator.model import AgeModel
 from agewatch.nights import retention
+from agewatch.nights.ledger import Ledger
 from agewatch.nights.retention import tidy
 from agewatch.scoring import predictions
 from agewatch.scoring.beside import folder_of
@@ -201,13 +200,16 @@ def test_caches_logs_and_rows_of_nights_go_by_their_age_and_nothing_else_does(se
         (folder_of(settings.predictions, archive) / "labels.parquet").write_bytes(bytes(100))
     logs = settings.home / "nights" / "logs"
     logs.mkdir(parents=True)
-    with (logs / "worker.log").open("ab") as log, closing(sqlite3.connect(logs.parent / "ledger.sqlite")) as db:
+    ledger = Ledger(settings.home)
+    years_ago = NOW - timedelta(days=4 * 365)
+    watched = ledger.watch("a", "retrain", "0 8 1 * * UTC", years_ago)
+    for due in (years_ago, years_ago + timedelta(days=1), NOW):
+        ledger.begin("a", "night", due, None)
+    for due in (years_ago, NOW):
+        ledger.end("a", "night", due, "done", None, {})
+    with (logs / "worker.log").open("ab") as log:
         log.write(b"x" * retention.LOG_BYTES + b"the end")
         log.flush()
-        db.execute("CREATE TABLE nights (due TEXT, outcome TEXT)")
-        for due, outcome in (("2020-01-01T01:00:00Z", "done"), ("2020-01-02T01:00:00Z", None), ("2999-01-01", "done")):
-            db.execute("INSERT INTO nights VALUES (?, ?)", (due, outcome))
-        db.commit()
         tidied = tidy(settings, NOW)
         log.write(b"goes on")
     assert tidied.problems == []
@@ -220,3 +222,6 @@ def test_caches_logs_and_rows_of_nights_go_by_their_age_and_nothing_else_does(se
     assert (logs / "worker.log").read_bytes() == b"goes on"
     assert (logs / "worker.log.1").read_bytes().endswith(b"xthe end")
     assert (tidied.nights.n, tidied.logs.n) == (1, 1)
+    assert [night.outcome for night in ledger.nights("a", "night")] == [None, "done"], "what is under way stays"
+    since = ledger.watch("a", "retrain", "0 8 1 * * UTC", NOW)
+    assert since > watched, "or the nights whose rows went would be missed for ever"
