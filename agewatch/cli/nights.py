@@ -40,3 +40,15 @@ def restore(
     restored = room.restore(Settings(), file, FILE)
     told = f"{restored.home} is as it was at {restored.made_at}: {', '.join(restored.archives) or 'no archive'}."
     answer(as_json, restored, typer.echo, "\n".join([told, *restored.notes]))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Look at all that nights depend on, and say what is wrong and how to mend it. Ends with 1 where something is."""
+    from agewatch.cli import display
+    from agewatch.nights.doctor import examine
+
+    findings = examine(Settings())
+    is_wrong = any(finding.state == "wrong" for finding in findings)
+    answer(as_json, {"ok": not is_wrong, "findings": findings}, display.findings, findings)
+    raise typer.Exit(1 if is_wrong else 0)

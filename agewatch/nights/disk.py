@@ -31,7 +31,7 @@ def room_for_a_night(settings: Settings, files: int = 0) -> None:
     whichever is less. `files` 0 is a usual night, whose rows the floor covers: a million have some 0.4 GB. A quota of
     the user's is not seen. A table that can't be read is left for the night to tell.
     """
-    home = _existing(settings.home)
+    home = existing(settings.home)
     total, _, free = shutil.disk_usage(home)
     need = min(FLOOR_BYTES, FLOOR_SHARE * total) + files * ROWS_A_FILE * COPIES * _row_bytes(settings.predictions)
     _require(free, need, "the disk that holds the rows and reports (AGEWATCH_HOME)")
@@ -69,7 +69,7 @@ def _row_bytes(table: Path) -> float:
     return max(ROW_BYTES, sum(actions["size_bytes"].to_pylist()) / rows) if rows else ROW_BYTES
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+def existing(folder: Path) -> Path:
+    """A folder, or the nearest above it that is there."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.is_dir())
