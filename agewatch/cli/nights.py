@@ -22,7 +22,7 @@ def backup(
 
     kept = room.backup(Settings(), file, FILE)
     told = (
-        f"{kept.file}: {len(kept.archives)} archives and {kept.models} models in {kept.files:,} files,"
+        f"{kept.file}: {', '.join(kept.archives) or 'no archive'}; {kept.files:,} files, {kept.models} of them models,"
         f" {kept.bytes / 1e6:,.1f} MB. It holds what is known of faces: keep it as private as they are."
     )
     answer(as_json, kept, typer.echo, told)

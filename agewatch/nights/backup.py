@@ -81,7 +81,7 @@ def backup(settings: Settings, file: Path, schedule: Path) -> Kept:
     """
     if file.is_dir() or not file.parent.is_dir():
         raise UsageError(f"{file} can't be written: {'it is a folder' if file.is_dir() else 'its folder is missing'}.")
-    _sweep(file)
+    sweep(file)
     table = settings.predictions
     open_table(table)
     held = lock(table / LOCK_FILE, exclusive=False)  # against `archives remove`, which replaces the table
@@ -117,7 +117,7 @@ def record_files(run: Path) -> list[Path]:
 def _write(settings: Settings, file: Path, schedule: Path) -> Manifest:
     version, table = _table_files(settings.predictions)
     files: dict[str, tuple[int, str]] = {}
-    with _aside(file) as content, tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with aside(file) as content, tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
         _add_bytes(tar, HEAD, Head(format=FORMAT, agewatch=__version__, made_at=now()).model_dump_json().encode())
         pointer = settings.model_store / POINTER_FILE
         if pointer.is_file():  # before the models, so that the one it names is among them
@@ -208,17 +208,17 @@ class Hashing:
 
 
 @contextmanager
-def _aside(file: Path) -> Iterator[BinaryIO]:
-    """What takes a file's place at the end, private from the start, and locked so that it is not swept meanwhile."""
-    with replacing(file) as aside:
-        aside.touch(0o600)
-        with aside.open("wb") as content:
+def aside(file: Path) -> Iterator[BinaryIO]:
+    """Open what takes a file's place at the end, private, and locked so that it is not swept meanwhile."""
+    with replacing(file) as path:
+        path.touch(0o600)
+        with path.open("wb") as content:
             fcntl.flock(content, fcntl.LOCK_EX)
             yield content
 
 
-def _sweep(file: Path) -> None:
-    """Delete what backups to this file left beside it that were killed."""
+def sweep(file: Path) -> None:
+    """Delete what `aside` left beside a file when its process was killed."""
     form = re.compile(rf"\.{re.escape(file.name)}-[0-9a-f]{{8}}")
     for left in file.parent.iterdir():
         if form.fullmatch(left.name):

@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 from pydantic import ValidationError
 
 from agewatch.errors import AgewatchError, UsageError
-from agewatch.files import lock, replacing
+from agewatch.files import lock
 from agewatch.nights.backup import (
     FORMAT,
     HEAD,
@@ -30,13 +30,16 @@ from agewatch.nights.backup import (
     Hashing,
     Head,
     Manifest,
+    aside,
+    sweep,
 )
 from agewatch.release import store
 from agewatch.release.store import POINTER_FILE
 from agewatch.scoring import predictions
 from agewatch.settings import Settings
 
-_STAGE = ".restoring"
+STAGE = ".restoring"
+"""In a home: what is being restored, or what a killed restore left."""
 _WHOLE = (HEAD, MANIFEST, LEDGER, SCHEDULE)
 _BELOW = (f"{TABLE}/", f"{STORE}/", f"{TRAIN}/")
 _SPARE_BYTES = 2**20
@@ -81,7 +84,7 @@ def restore(settings: Settings, file: Path, schedule: Path) -> Restored:
 @contextmanager
 def _stage(home: Path) -> Iterator[Path]:
     """An empty folder in a home, which is made where there is none; both go again where the body raises."""
-    stage = home / _STAGE
+    stage = home / STAGE
     try:
         is_new = not home.exists()
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -237,5 +240,6 @@ def _same(one: Path, other: Path) -> bool:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as aside:
-        shutil.copyfile(source, aside)
+    sweep(target)
+    with source.open("rb") as content, aside(target) as copy:
+        shutil.copyfileobj(content, copy, 2**20)

@@ -19,6 +19,7 @@ from pathlib import Path
 from agewatch.errors import AgewatchError, TableError
 from agewatch.files import lock
 from agewatch.nights.clearing import Cleared, age, folders
+from agewatch.nights.restore import STAGE
 from agewatch.nights.training_runs import clear_runs
 from agewatch.release import store
 from agewatch.scoring import predictions
@@ -172,6 +173,8 @@ def _caches(settings: Settings, now: datetime) -> Cleared:
     cleared = Cleared()
     cleared.left(settings.cache)
     known = _model_hashes(settings)
+    if age(settings.home / STAGE, now) > LEFT_BEHIND:
+        cleared.folder(settings.home / STAGE)
     for folder in folders(settings.cache):
         unused, network = age(folder, now), _NETWORK.fullmatch(folder.name)
         is_old = (

@@ -194,6 +194,8 @@ def test_caches_logs_and_rows_of_nights_go_by_their_age_and_nothing_else_does(se
         (settings.cache / name).mkdir(parents=True)
         (settings.cache / name / "x").write_bytes(bytes(100))
         aged(settings.cache / name, days)
+    (settings.home / ".restoring").mkdir()
+    aged(settings.home / ".restoring", 2)
     for archive in ("a", "erased"):
         folder_of(settings.predictions, archive).mkdir(parents=True)
         (folder_of(settings.predictions, archive) / "summaries.parquet").write_bytes(bytes(100))
@@ -216,7 +218,7 @@ def test_caches_logs_and_rows_of_nights_go_by_their_age_and_nothing_else_does(se
     assert {path.name for path in settings.cache.iterdir()} == {
         f"{model}-openvino-2026.1", "ba9876543210-openvino-2026.1", "chips-new", "my-own",
     }  # fmt: skip
-    assert (tidied.caches.n, tidied.caches.bytes) == (4, 500)
+    assert (tidied.caches.n, tidied.caches.bytes) == (5, 500)
     assert [path.name for path in sorted(folder_of(settings.predictions, "erased").iterdir())] == ["labels.parquet"]
     assert (folder_of(settings.predictions, "a") / "summaries.parquet").exists()
     assert (logs / "worker.log").read_bytes() == b"goes on"
