@@ -14,6 +14,14 @@ from typing import IO, Any
 from agewatch.errors import TableError
 
 
+def keep_private() -> None:
+    """Let what this process and its children create from now on be its user's alone: folders 0700, files 0600.
+
+    Called at the doors, the command line and the flows: what is written holds faces' data almost everywhere.
+    """
+    os.umask(0o077)
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """Yield a new path beside `file` to write to; what is written there takes the file's place on leaving.

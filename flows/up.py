@@ -27,7 +27,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from agewatch.errors import AgewatchError, TableError, UsageError
 from agewatch.files import lock
-from agewatch.nights import schedule
+from agewatch.nights import retention, schedule
 from agewatch.nights.ledger import Ledger
 from agewatch.nights.schedule import Planned
 from agewatch.processes import LOOPBACK, interrupted_by_signals
@@ -41,9 +41,12 @@ SWEEP_SECONDS = 30.0
 """So often dead runs are ended and unfinished nights made up for."""
 UNTOLD = timedelta(seconds=45)
 """A worker may take so long to start a run's process, or to tell its end."""
+ALERT_SECONDS = 60.0
+"""The shortest time between two alerts."""
 KEPT_DAYS = 90
 """Prefect's own records of runs that ended before are deleted; the ledger keeps its rows."""
 LOCK = "up.lock"
+_TIDIED = "tidied"
 _LOOK_SECONDS = 1.0
 _STOP_SECONDS = 25.0
 
@@ -100,6 +103,8 @@ class _Up:
         self._serve = part("torchserve", "-m", "agewatch", "serve") if wanted.serve else None
         self._model: object = None
         self._swept = time.monotonic()
+        self._alert: subprocess.Popen[str] | None = None
+        self._alerted, self._next_alert = 0, 0.0
 
     @property
     def _parts(self) -> list[Part]:
@@ -175,10 +180,37 @@ class _Up:
             self.tell(f"Ended without a word: {', '.join(ended)}.")
         if again:
             self.tell(f"Made up for: {', '.join(again)}.")
+        self._send_alerts()
+        self._tidy(now)
         if self._serve is not None and self._current_model() != self._model:
             self._model = self._current_model()
             self.tell("The current model changed: TorchServe is started again with it.")
             self._serve.stop()
+
+    def _send_alerts(self) -> None:
+        """Send what is new where `prefect.yaml` says so, in a process of its own: a channel may take minutes."""
+        if self._alert is not None and self._alert.poll() is not None:
+            if self._alert.returncode:
+                self.tell(" ".join((self._alert.communicate()[1] or "").split()) or "An alert could not be sent.")
+            self._alert = None
+        news = self.ledger.news(self._alerted)
+        if not news or self._alert is not None or time.monotonic() < self._next_alert:
+            return
+        self._next_alert = time.monotonic() + ALERT_SECONDS
+        if not schedule.definitions(self.wanted.file).get("alert"):
+            return
+        self._alerted = news[-1].id
+        command = [sys.executable, "-m", "agewatch", "status", "--alert"]
+        env = {**os.environ, **self._env}
+        self._alert = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def _tidy(self, now: datetime) -> None:
+        """Once a day, clear away what is old."""
+        if self.ledger.kept(_TIDIED) == now.date().isoformat():
+            return
+        self.ledger.keep(_TIDIED, now.date().isoformat())
+        for problem in retention.tidy(Settings(), now).problems:
+            self.tell(problem)
 
     def _before_worker(self) -> None:
         """A worker that starts before the server answers would end at once."""

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from agewatch.errors import REFUSAL_CODES, TableError
 from agewatch.files import replacing
 from agewatch.scoring import predictions
-from agewatch.scoring.beside import folder_of
+from agewatch.scoring.beside import SUMMARIES, folder_of
 from agewatch.scoring.predictions import Key, open_table, place, plain
 from monitoring.evidence import Floats
 
@@ -42,7 +42,6 @@ _SUMS = (
     *(f"{name}_{what}" for name in MEASURES for what in ("n", "sum", "squares")),
     *(f"size_{band}_sum" for band in _BANDS),
 )
-_FILE_NAME = "summaries.parquet"
 _BATCH_ROWS = 500_000
 COLUMNS = (
     "path", "face", "status", "model", "mode", "scored_at", "arrived_at", "captured_at",
@@ -58,7 +57,7 @@ def read(table: Path, key: Key) -> pd.DataFrame:
 
     Raises TableError where the table can't be read. A cache that can't be read or written is done without.
     """
-    cache, wanted = folder_of(table, key.archive) / _FILE_NAME, _data_files(table, key.archive)
+    cache, wanted = folder_of(table, key.archive) / SUMMARIES, _data_files(table, key.archive)
     ours = _cached(cache, wanted, key)
     if ours is None:
         ours = _renewed(table, key, cache, wanted)

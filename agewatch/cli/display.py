@@ -22,6 +22,7 @@ from agewatch.scoring.score import Summary
 
 if TYPE_CHECKING:  # they bring pandas, which scoring does without
     from agewatch.labelled.evaluate import Evaluation
+    from agewatch.nights.finding import Finding
     from agewatch.release.gate import Record
     from agewatch.scoring.archives import Archive
     from monitoring.error import MeasuredError
@@ -239,6 +240,23 @@ def decision(record: "Record") -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def findings(found: "Sequence[Finding]") -> None:
+    """Print what the doctor found: a table on a terminal, plain lines elsewhere; mends stand whole, to be copied."""
+    console = Console()
+    if not console.is_terminal:
+        for each in found:
+            print(f"{each.state:<6}{each.check:<12}{each.sentence}{f'  Mend: {each.mend}' if each.mend else ''}")
+        return
+    colours = {"ok": "green", "warn": "yellow", "wrong": "red"}
+    grid = Table(box=None, pad_edge=False, show_header=False)
+    for each in found:
+        grid.add_row(f"[{colours[each.state]}]{each.state}[/]", each.check, escape(each.sentence))
+    console.print(grid)
+    for each in found:
+        if each.mend:
+            console.print(f"{each.check}: [bold]{escape(each.mend)}[/bold]", soft_wrap=True, highlight=False)
 
 
 def _wide() -> Console:

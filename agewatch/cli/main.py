@@ -12,17 +12,17 @@ from typing import NoReturn
 import typer
 
 from agewatch import __version__
-from agewatch.cli import archives, labels, models, monitoring, scoring, serving, status, training, up
+from agewatch.cli import archives, labels, models, monitoring, nights, scoring, serving, status, training, up
 from agewatch.cli.options import answer, wants_json
 from agewatch.errors import AgewatchError, UsageError
-from agewatch.files import keep_traceback
+from agewatch.files import keep_private, keep_traceback
 from agewatch.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="Estimate the age of every face in folders of pictures, and say when the estimates drift.",
 )  # fmt: skip
-for group in (scoring, training, serving, up, status):
+for group in (scoring, training, serving, up, status, nights):
     app.add_typer(group.app)
 app.add_typer(models.app, name="models")
 app.add_typer(archives.app, name="archives")
@@ -36,6 +36,7 @@ _UNHEARD = 128 + signal.SIGPIPE  # what a shell says of a program whose reader w
 def main() -> NoReturn:
     """Run the command line: sentences and exit codes, never a traceback. SIGTERM ends a command as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    keep_private()
     as_json = wants_json(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # it is None where it was closed

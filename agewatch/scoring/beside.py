@@ -5,6 +5,8 @@ from urllib.parse import quote
 
 FOLDER = "_agewatch"
 """In the table's folder; readers and cleaners of Delta tables pass over names that begin so."""
+SUMMARIES = "summaries.parquet"
+"""A cache in an archive's folder: deleted, it comes back equal."""
 
 
 def folder_of(table: Path, archive: str) -> Path:
