@@ -192,6 +192,7 @@ class _Up:
         if self._alert is not None and self._alert.poll() is not None:
             if self._alert.returncode:
                 self.tell(" ".join((self._alert.communicate()[1] or "").split()) or "An alert could not be sent.")
+                self._alerted, self._next_alert = 0, time.monotonic() + 10 * ALERT_SECONDS
             self._alert = None
         news = self.ledger.news(self._alerted)
         if not news or self._alert is not None or time.monotonic() < self._next_alert:

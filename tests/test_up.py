@@ -130,6 +130,11 @@ def runs(port: int, *states: str) -> list[dict[str, Any]]:
     return list(answer.raise_for_status().json())
 
 
+def told_in(found: list[dict[str, Any]], words: str) -> list[dict[str, Any]]:
+    """Runs whose message holds some words."""
+    return [run for run in found if words in run["state"]["message"]]
+
+
 def every(desk: Path, seconds: dict[str, int], parameters: dict[str, dict[str, Any]]) -> None:
     """Put seconds in the place of nights, by deployment; one without goes."""
     file = desk / "prefect.yaml"
@@ -157,8 +162,7 @@ def test_nights_and_retraining_run_by_their_schedules_and_links_open(desk: Path)
 
     with up(desk) as (process, port):
         [night] = until(lambda: nights(desk, "done"), desk, process)
-        retrained = until(lambda: [run for run in runs(port, "COMPLETED") if "is in the store" in run["state"]["message"]],
-                          desk, process)  # fmt: skip
+        retrained = until(lambda: told_in(runs(port, "COMPLETED"), "is in the store"), desk, process)
         asked = {"artifacts": {"flow_run_id": {"any_": [night.run]}}}
         shown = httpx.post(
             f"http://127.0.0.1:{port}/api/artifacts/filter", json=asked, timeout=60, trust_env=False
