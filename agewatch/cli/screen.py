@@ -111,6 +111,8 @@ def _looks(state: "ArchiveState", now: datetime, wide: bool) -> list[Text]:
     figures = state.last.figures if state.last is not None and not wide else {}
     if told := ", ".join(f"{figures[key]:,} {name}" for key, name in _FIGURES if isinstance(figures.get(key), int)):
         say(f"{told}.", _DIM)
+    if left := state.last.figures.get("left_to_rescore") if state.last is not None else 0:
+        say(f"{left:,} files have rows of an older model only; the next nights go on.")
     if state.last is not None and state.last.reason and state.last.outcome not in ("skipped", "covered"):
         say(state.last.reason)
     if state.drifts and state.judged is not None:

@@ -264,14 +264,6 @@ class Ledger:
 
         self._write(write)
 
-    def forget(self, before: datetime) -> int:
-        """Erase the nights that were due before a time, and their news; returns how many. They are not missed later."""
-        with self._opened() as db:
-            erased = db.execute("DELETE FROM nights WHERE due < ? AND outcome IS NOT NULL", (_text(before),)).rowcount
-            db.execute("DELETE FROM news WHERE due < ?", (_text(before),))
-            db.execute("UPDATE watched SET since = max(since, ?)", (_text(before),))
-        return erased
-
     def _write(self, write: Callable[[sqlite3.Connection], object]) -> None:
         """Write in one transaction, also on a full disk: what was set aside makes room for these words."""
         try:

@@ -235,15 +235,6 @@ def test_a_damaged_ledger_is_a_sentence(ledger: Ledger) -> None:
         ledger.nights()
 
 
-def test_what_is_forgotten_is_not_missed_later(ledger: Ledger) -> None:
-    ledger.watch("town", "night", "0 1 * * *", DUE)
-    ledger.miss("town", "night", [DUE + number * DAY for number in range(4)], "It never began.")
-    assert ledger.forget(DUE + 2 * DAY) == 2
-    assert [night.due for night in ledger.nights()] == [DUE + 2 * DAY, DUE + 3 * DAY]
-    assert ledger.watch("town", "night", "0 1 * * *", DUE + 9 * DAY) == DUE + 2 * DAY
-    assert len(ledger.news()) == 2
-
-
 def test_nights_take_turns_and_the_ledger_is_the_owners_alone(ledger: Ledger) -> None:
     with turn(ledger, "town"):
         assert whose_turn(ledger) == "town"

@@ -44,7 +44,8 @@ HEAVY = {
 
 SAID = [
     "agewatch is not up", "Too many [b]files[/b] were refused.", "drift since 2026-03-01. Faces are 4", "240", "1,500",
-    "the starter model", "not planned", "running", "many refused", "GB free", "nobody asks",
+    "960 files have rows of an older", "the starter model",
+    "not planned", "running", "many refused", "GB free", "nobody asks",
 ]  # fmt: skip
 
 
@@ -179,7 +180,16 @@ def test_it_says_whether_up_runs_and_what_the_store_holds(ledger: Ledger, tmp_pa
 def test_the_screen_says_it_in_words_at_any_width(
     ledger: Ledger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(ledger, "town", NOW + DAY, "refused", "Too many [b]files[/b] were refused.", **FIGURES, **DRIFT)
+    run(
+        ledger,
+        "town",
+        NOW + DAY,
+        "refused",
+        "Too many [b]files[/b] were refused.",
+        **FIGURES,
+        **DRIFT,
+        left_to_rescore=960,
+    )
     run(ledger, "old", NOW - 50 * DAY)
     with held(ledger, "village", "night", NOW):
         found, _ = states()
