@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger
 from prefect.artifacts import (
     create_link_artifact,
@@ -16,6 +17,7 @@ from prefect.artifacts import (
     create_progress_artifact,
     update_progress_artifact,
 )
+from prefect.settings import PREFECT_API_URL
 
 from agewatch.scoring.score import Summary
 from agewatch.settings import Settings
@@ -25,6 +27,7 @@ if TYPE_CHECKING:  # seconds to import, for nights whose archive is gone
 
 REPORT_SECONDS = 10.0
 """Shortest time between two reports of progress: each costs the API a few requests."""
+_ASK_SECONDS = 5.0
 PAGES = Path("nights") / "pages.json"
 """Below the home: the address under which `agewatch up` shows the reports."""
 
@@ -51,8 +54,14 @@ class Progress:
 
 
 def best_effort(show: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call what needs Prefect's server; None, and a line in the log, where it is away."""
+    """Call what needs Prefect's server; None, and a line in the log, where it is away.
+
+    Prefect's client tries a server that is away again for a minute, in which the night would stand still; so it is
+    asked first whether it is there.
+    """
     try:
+        if api := PREFECT_API_URL.value():
+            httpx.get(f"{api}/health", timeout=_ASK_SECONDS, trust_env=False).raise_for_status()
         return show(*arguments, **named)
     except Exception as error:  # of a client, a server or a network: nothing that a night may end by
         get_run_logger().warning("Prefect's server did not take what was to be shown (%s).", type(error).__name__)

@@ -47,6 +47,7 @@ KEPT_DAYS = 90
 """Prefect's own records of runs that ended before are deleted; the ledger keeps its rows."""
 LOCK = "up.lock"
 _TIDIED = "tidied"
+_LOCK_TRIES = 10
 _LOOK_SECONDS = 1.0
 _STOP_SECONDS = 25.0
 
@@ -260,10 +261,17 @@ class _Up:
 
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
-    try:
-        held = lock(home / "nights" / LOCK, exclusive=True)
-    except TableError as error:
-        raise AgewatchError(f"agewatch is up already for {home}: `agewatch status` says what it does.") from error
+    held = None
+    for more in reversed(range(_LOCK_TRIES)):  # `status` holds it for an instant
+        try:
+            held = lock(home / "nights" / LOCK, exclusive=True)
+            break
+        except TableError as error:
+            if not more:
+                raise AgewatchError(
+                    f"agewatch is up already for {home}: `agewatch status` says what it does."
+                ) from error
+            time.sleep(0.1)
     if held is None:
         raise AgewatchError(f"{home / 'nights'} can't be written.")
     with held:
