@@ -57,6 +57,20 @@ def models_compare(
     answer(as_json, record, display.decision, record)
 
 
+@app.command("smoke")
+def models_smoke(
+    file: Annotated[Path, typer.Argument(help="A .mar of the store.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a model on a TorchServe of its own, and see whether it answers as it should; the store keeps what came out.
+
+    Ends with 1 where it did not.
+    """
+    found = api.smoke_test(file)
+    answer(as_json, found, typer.echo, f"{found.model} {'passed' if found.passed else 'failed'}. {found.reason}")
+    raise typer.Exit(0 if found.passed else 1)
+
+
 @app.command("promote")
 def models_promote(
     file: Annotated[Path, typer.Argument(help="A .mar of the store.")],
