@@ -47,6 +47,7 @@ def score_archive(
     memory_gb: float | None = None,
     name: str | None = None,
     again: "Again" = "nothing",
+    anew_minutes: float | None = None,
     progress: Progress = unwatched,
 ) -> "Summary":
     """Score every picture below a folder that the table does not hold yet; see `agewatch.scoring.score`."""
@@ -55,7 +56,7 @@ def score_archive(
     return score.score_archive(
         Path(folder), model_path=model_file(model), table=Path(predictions or Settings().predictions),
         how=_execution(engine, precision, workers, progress, memory_gb), mode=faces,
-        limits=score.Limits(max_refused, max_gone), name=name, again=again, exclude=exclude,
+        limits=score.Limits(max_refused, max_gone), name=name, again=again, exclude=exclude, anew_minutes=anew_minutes,
     )  # fmt: skip
 
 
@@ -79,6 +80,20 @@ def export(
     return write(
         table, Path(out), format=format, model=model_id, archive=archive, statuses=statuses, with_gone=with_gone
     )
+
+
+def left_to_rescore(
+    *, model: ModelPath = None, predictions: Path | str | None = None, archive: str | None = None
+) -> dict[str, int]:
+    """How many files of each archive have rows of older models only; archives without such files are left out."""
+    from agewatch.estimator.model import AgeModel
+    from agewatch.scoring import anew
+    from agewatch.scoring.predictions import known_name
+
+    table = Path(predictions or Settings().predictions)
+    names = None if archive is None else [known_name(table, archive)]
+    found = anew.standing(table, AgeModel.load(model_file(model)).id, names)
+    return {name: still.files for name, still in found.items()}
 
 
 def train(

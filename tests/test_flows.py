@@ -18,7 +18,7 @@ from nights import night as night_of
 from nights import store as store_nights
 from pictures import encoded, seven_faces, torn
 from PIL import Image
-from servers import Api, prefect_server, started
+from servers import START_SECONDS, Api, free_port, prefect_server, started, wait_for
 
 import flows.score  # before prefect: it turns telemetry off
 from agewatch.api import model_file
