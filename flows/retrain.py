@@ -58,7 +58,8 @@ def retrain(
     is told in the run's message without paths of this machine, and in full on standard error.
 
     Args:
-        sources: Labelled pictures: folders or tables in any form that `agewatch train` reads.
+        sources: Labelled pictures: folders or tables in any form that `agewatch train` reads, or `labels:ARCHIVE` for
+            the labels that were added to an archive.
         start: Model or weights file to start from; by default the store's current model.
         recipe: TOML file of a training recipe; a model's architecture wins over it. By default the built-in recipe.
         version: The new model's version; by default the store's next whole number.
