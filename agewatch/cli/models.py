@@ -84,6 +84,18 @@ def models_promote(
     _print_pointer(pointer, as_json)
 
 
+@app.command("why")
+def models_why(
+    model: Annotated[str | None, typer.Argument(help="A file, version or id; default: the current one.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell a model's life: what asked for it, what it learnt from, what was decided, and what it replaced."""
+    from agewatch.release import why
+
+    life = why.of(Settings().model_store, model)
+    answer(as_json, life.content(), typer.echo, "\n".join([f"{life.model}", *why.told(life)]))
+
+
 @app.command("rollback")
 def models_rollback(as_json: JsonOption = False) -> None:
     """Make the model current again that was so before."""
