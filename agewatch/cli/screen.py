@@ -91,7 +91,9 @@ def _next(state: "ArchiveState", now: datetime) -> Text:
         return Text("not planned", _DIM)
     if state.is_paused:
         return Text("paused", _DIM)
-    return Text(_when(state.next_due, now) if state.next_due else "not known yet", "default" if state.next_due else _DIM)
+    return Text(
+        _when(state.next_due, now) if state.next_due else "not known yet", "default" if state.next_due else _DIM
+    )
 
 
 def _looks(state: "ArchiveState", now: datetime, wide: bool) -> list[Text]:

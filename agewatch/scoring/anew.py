@@ -41,12 +41,13 @@ class Left:
 class Plan:
     """What a run scores: `now` whatever it takes, `later` while its minutes last.
 
-    `held` is what the table holds of the files that older models scored.
+    `held` is what the table holds of the files that older models scored, `anew` the paths of those that did not change.
     """
 
     now: list[FileRef]
     later: list[FileRef]
-    held: dict[str, Stored]
+    held: dict[str, Stored] = field(default_factory=dict)
+    anew: frozenset[str] = frozenset()
 
     @property
     def files(self) -> int:
@@ -78,7 +79,9 @@ def plan(
         else:
             rest.append((night, file))
     rest.sort(key=lambda one: one[0], reverse=True)  # within a night by path, as they were
-    return Plan([*fresh, *first], [file for _, file in rest], {path: state for path, (state, _) in held.items()})
+    later = [file for _, file in rest]
+    states = {path: state for path, (state, _) in held.items()}
+    return Plan([*fresh, *first], later, states, frozenset(file.path for file in (*first, *later)))
 
 
 def while_minutes_last(shards: Iterator[Sequence[FileRef]], minutes: float) -> Iterator[Sequence[FileRef]]:

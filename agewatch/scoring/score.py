@@ -38,10 +38,11 @@ SHARD_FILES = 256
 class Summary:
     """State of one archive for one model and mode after a run; counts are over all files found.
 
-    `scored` files went through this run, `skipped` ones had rows already; `faces_per_s` is of this run. Of the skipped
-    `left_to_rescore` have rows of an older model only, which are counted in their place. `refused_now` of the files
-    that went through this run were refused. `disappeared` files have rows and are no longer there; `lost` of them were
-    there when it was scored last. `problem` says in a sentence why `exit_code` is not 0.
+    `scored` files went through this run, `skipped` ones had rows already; `faces_per_s` is of this run. Within minutes,
+    `scored_anew` of the scored had rows of an older model, and `left_to_rescore` of the skipped have such rows only,
+    which are counted in their place. `refused_now` of the other scored files were refused. `disappeared` files have
+    rows and are no longer there; `lost` of them were there when it was scored last. `problem` says in a sentence why
+    `exit_code` is not 0.
     """
 
     archive: str
@@ -65,6 +66,7 @@ class Summary:
     problem: str | None = None
     lost: int = 0
     refused_now: int = 0
+    scored_anew: int = 0
     left_to_rescore: int = 0
     unlisted: list[str] = field(default_factory=list)
     disappeared_paths: list[str] = field(default_factory=list)
@@ -119,7 +121,7 @@ def score_archive(
     writer = Writer(table, key, root=root)
     todo = _plan(listing.files, writer, table, key, again, anew_minutes is not None)
     missed = writer.missed({file.path for file in listing.files})  # asked before rows are added
-    done, counts, engine_name = _write_scores(job, todo, anew_minutes or 0.0, writer, how, again)
+    done = _write_scores(job, todo, anew_minutes or 0.0, writer, how, again)
     lost, is_alarm = _note_the_gone(writer, listing, limits, missed)
     known = todo.held | writer.stored if todo.held else writer.stored  # no copy of what may be ten million files
     if not is_alarm:
@@ -128,15 +130,16 @@ def score_archive(
     summary = Summary(
         **asdict(key),
         run_id=job.run_id,
-        engine=engine_name,
-        scored=done,
-        left_to_rescore=todo.files - done,
+        engine=done.engine,
+        scored=done.files,
+        scored_anew=done.anew,
+        left_to_rescore=todo.files - done.files,
         seconds=round(seconds, 3),
-        faces_per_s=round(counts["ok"] / seconds, 1),
+        faces_per_s=round(done.rows["ok"] / seconds, 1),
         predictions=str(table.resolve()),
         lost=lost,
-        refused_now=sum(n for status, n in counts.items() if status in REFUSAL_CODES),
-        **_state(listing, known, done),
+        refused_now=done.refused,
+        **_state(listing, known, done.files),
     )
     code, problem = _judged(summary, limits, is_alarm)
     return replace(summary, exit_code=code, problem=problem)
@@ -227,26 +230,38 @@ def _plan(files: Sequence[FileRef], writer: Writer, table: Path, key: Key, again
     if pending:
         predictions.require_writable(table)
     if not is_limited:
-        return Plan(pending, [], {})
+        return Plan(pending, [])
     return anew.plan(pending, writer.stored, table, key, lambda file, held: _is_scored(file, held, again))
 
 
-def _write_scores(
-    job: Job, todo: Plan, minutes: float, writer: Writer, how: Execution, again: Again
-) -> tuple[int, Counter[str], str | None]:
-    """Score and commit shard by shard; returns the files done, their rows by status, and the engine where one ran."""
-    counts: Counter[str] = Counter()
-    done, total, engine = 0, todo.files, None
-    how.progress(0, total, counts)
+@dataclass
+class _Done:
+    """What a run did: files, those of them scored anew, the others that were refused, rows by status, the engine."""
+
+    files: int = 0
+    anew: int = 0
+    refused: int = 0
+    rows: Counter[str] = field(default_factory=Counter)
+    engine: str | None = None
+
+
+def _write_scores(job: Job, todo: Plan, minutes: float, writer: Writer, how: Execution, again: Again) -> _Done:
+    """Score and commit shard by shard."""
+    done = _Done()
+    how.progress(0, todo.files, done.rows)
     for scored in _score(job, todo, minutes, writer, how.workers, again):
         writer.write(scored.rows)
-        counts.update(row["status"] for row in scored.rows)
-        done += scored.files
-        engine = scored.rows[0]["engine"] if scored.rows else engine
-        how.progress(done, total, counts)
-    if done < total:
-        how.progress(done, done, counts)  # the minutes are over
-    return done, counts, engine
+        for row in scored.rows:
+            is_anew = row["path"] in todo.anew
+            done.rows[row["status"]] += 1
+            done.anew += is_anew and row.get("face") in (None, 0)
+            done.refused += not is_anew and row["status"] in REFUSAL_CODES
+        done.files += scored.files
+        done.engine = scored.rows[0]["engine"] if scored.rows else done.engine
+        how.progress(done.files, todo.files, done.rows)
+    if done.files < todo.files:
+        how.progress(done.files, done.files, done.rows)  # the minutes are over
+    return done
 
 
 def _score(job: Job, todo: Plan, minutes: float, writer: Writer, workers: int, again: Again) -> Iterator[Scored]:

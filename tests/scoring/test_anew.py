@@ -77,6 +77,7 @@ def test_the_nights_own_files_and_the_baseline_come_first_and_the_rest_night_by_
 
     first = score(home, "new", minutes=0)
     assert (first.found, first.scored, first.skipped, first.left_to_rescore) == (90, 42, 48, 48)
+    assert (first.scored_anew, first.refused_now) == (40, 0)
     assert (first.faces, first.disappeared, first.exit_code) == (90, 0, 0)  # those left are told by their old rows
     done = arrivals(home, "new")
     assert {path.partition("/")[0] for path in done} == {"2026-01-01", "tonight.png", "2026-01-02"}
