@@ -131,12 +131,13 @@ def _figures(summary: Summary) -> dict[str, Any]:
 
 def _judged(summary: Summary, max_refused: float) -> tuple[int, str | None]:
     """How a night ends, as a code and a sentence: judged on the files that it read, the archive's state beside it."""
-    if summary.problem or summary.refused_now <= max_refused * summary.scored:
+    read = summary.scored - summary.scored_anew
+    if summary.problem or summary.refused_now <= max_refused * read:
         return summary.exit_code, summary.problem
     reasons = ", ".join(f"{n:,} {code}" for code, n in summary.refused.items())
     return 3, (
-        f"{summary.refused_now:,} of the {summary.scored:,} files read were refused"
-        f" ({summary.refused_now / summary.scored:.1%}), more than the {max_refused:.0%} allowed. In all"
+        f"{summary.refused_now:,} of the {read:,} files read were refused"
+        f" ({summary.refused_now / read:.1%}), more than the {max_refused:.0%} allowed. In all"
         f" {summary.found:,} files: {reasons}. The rows are committed."
     )
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -15,8 +15,9 @@ from agewatch.errors import TableError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import write_json
+from agewatch.scoring import anew, canaries, predictions
 from agewatch.scoring import baseline as baselines
-from agewatch.scoring import canaries, predictions
+from agewatch.scoring.anew import Left
 from agewatch.scoring.baseline import Accepted, Baseline
 from agewatch.scoring.beside import name_of
 from agewatch.scoring.predictions import Key
@@ -63,7 +64,8 @@ def run(
     else:
         cells = cells[cells["night"] <= pd.Timestamp(until)]
     told = [said for said in baselines.accepted(table, key.archive) if said.at.date() <= until]
-    verdict = judge(cells, _baseline(cells, told), by=by, since=since, until=until)
+    still = anew.left(table, key)
+    verdict = _judged(table, key, cells, told, still, by=by, since=since, until=until)
     seen = instrument.last(canaries.read(table, key.archive), key, told[-1].at if told else None, until)
     measured = error.measure(table, key, model_path, until, told[-1] if told else None)
     before, now = _drawn(table, key, verdict, int(cells["faces"].sum()))
@@ -75,10 +77,32 @@ def run(
     out = (out or run_dir(settings.reports, key.archive)).absolute()
     out.mkdir(parents=True, exist_ok=True)
     verdict = _told(verdict, why, measured, seen, fitted)
-    found = DriftRun(key, verdict, seen, changed, why, fitted, measured, moved, out / "index.html", out / "drift.json")
+    shown = out / "index.html", out / "drift.json"
+    found = DriftRun(key, verdict, seen, changed, why, fitted, measured, moved, *shown, left_to_rescore=still.files)
     report.write(found, before, now)
     write_json(found.json, found.content())
     return found
+
+
+def _judged(
+    table: Path,
+    key: Key,
+    cells: pd.DataFrame,
+    told: list[Accepted],
+    still: Left,
+    *,
+    by: By | Literal["captured-month"],
+    since: date | None,
+    until: date,
+) -> Verdict:
+    """The verdict on what this model has scored; what still stands by an older one is told, and not judged."""
+    baseline = _baseline(table, key, cells, told)
+    cells, lacking = model_change.judged(cells, still, baseline)
+    if lacking:
+        verdict = Verdict("too_little_data", *story.baseline_by_older(lacking, still.model or ""))
+    else:
+        verdict = judge(cells, baseline, by=by, since=since, until=until)
+    return replace(verdict, notes=(*verdict.notes, *story.by_older(still)))
 
 
 def _told(
@@ -183,7 +207,10 @@ def _nights(table: Path, archive: str) -> list[date]:
     return sorted(pc.unique(arrived).to_pylist())
 
 
-def _baseline(cells: Any, told: list[Accepted]) -> Baseline | None:
+def _baseline(table: Path, key: Key, cells: pd.DataFrame, told: list[Accepted]) -> Baseline | None:
+    """The baseline, also where this model has not scored all that an older one has."""
+    if anew.may_hold_others(table, key):
+        return baselines.of_archive(table, key.archive, key.mode, told)
     faces = cells.groupby("night")["faces"].sum()
     return baselines.of_nights([night.date() for night in faces.index], [int(n) for n in faces], told)
 

@@ -1,15 +1,18 @@
-"""A new model over the same pictures: by how much its ages differ. A change of the model, and no drift."""
+"""A new model over the same pictures: by how much its ages differ, and what it has not scored yet. No drift."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.compute as pc
 from scipy.stats import t
 
 from agewatch.scoring import predictions
+from agewatch.scoring.anew import Left
+from agewatch.scoring.baseline import Baseline
 from agewatch.scoring.predictions import Key
-from monitoring.windows import Window
+from monitoring.windows import Window, within
 
 _MOST_FACES = 50_000
 
@@ -52,6 +55,18 @@ def since_the_last(table: Path, key: Key, baseline: Window) -> ModelChange | Non
     mean, error = float(moved.mean()), float(moved.std(ddof=1) / np.sqrt(len(moved)))
     half = float(t.ppf(0.975, len(moved) - 1)) * error
     return ModelChange(old, key.model, len(moved), mean, mean - half, mean + half, float(np.abs(moved).max()))
+
+
+def judged(cells: pd.DataFrame, still: Left, baseline: Baseline | None) -> tuple[pd.DataFrame, int]:
+    """Of an archive's sums by the new model what can be judged: nights of which it scored all, and the baseline's.
+
+    With it, how many files of the baseline still stand by an older model: where there are any, nothing can be judged.
+    """
+    whole = ~cells["night"].isin([pd.Timestamp(night) for night in still.nights])
+    if baseline is None:
+        return cells, 0
+    lacking = sum(n for night, n in still.nights.items() if baseline.first <= night <= baseline.until)
+    return cells[whole | within(cells["night"], baseline)], lacking
 
 
 def _before(table: Path, key: Key) -> str | None:

@@ -25,7 +25,10 @@ EXIT_CODES = {"no_drift": 0, "drift": 4, "too_little_data": 5}
 
 @dataclass(frozen=True, slots=True)
 class DriftRun:
-    """Which rows were judged, the answer, and the files that show it, by their absolute paths."""
+    """Which rows were judged, the answer, and the files that show it, by their absolute paths.
+
+    `left_to_rescore` files have rows of an older model only, and were not judged.
+    """
 
     key: Key
     verdict: Verdict
@@ -37,6 +40,7 @@ class DriftRun:
     pictures: tuple[Picture, ...]
     html: Path
     json: Path
+    left_to_rescore: int = 0
 
     @property
     def cause(self) -> str | None:
@@ -78,6 +82,7 @@ class DriftRun:
             ],
             "canaries": seen and seen.model_dump(mode="json", exclude={"model", "mode"}),
             "model_change": self.model_change and asdict(self.model_change),
+            "left_to_rescore": self.left_to_rescore,
             "fit": {
                 "estimated_mae": self.fit.estimated_mae and asdict(self.fit.estimated_mae),
                 "measured_mae": self.error and measured_mae(self.error),

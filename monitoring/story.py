@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from datetime import date
 
+from agewatch.scoring.anew import Left
 from agewatch.scoring.baseline import FULL, Baseline
 from monitoring.columns import ColumnDrift
 from monitoring.error import Mean
@@ -70,6 +71,25 @@ def empty_baseline(baseline: Baseline) -> Said:
         f"Too little data: no face that arrived from {baseline.first} to {baseline.until}, the baseline, has a row of"
         " this model and mode.",
         "Score the archive with this model, or accept other nights with `agewatch drift accept`.",
+    )
+
+
+def baseline_by_older(files: int, model: str) -> Said:
+    """Where files of the baseline have no row of the current model yet."""
+    return (
+        f"Too little data: {files:,} files of the baseline still stand by {model} only.",
+        "The next night scores them anew, before all else; then the verdict goes on.",
+    )
+
+
+def by_older(still: Left) -> tuple[str, ...]:
+    """Files that only an older model scored."""
+    if not still.files:
+        return ()
+    nights = list(still.nights)
+    return (
+        f"{still.files:,} files that arrived from {nights[0]} to {nights[-1]} still stand by {still.model} only. Their"
+        " nights are judged when they are scored anew.",
     )
 
 

@@ -1,15 +1,22 @@
 """Processes that tests start: with a log file, waited for, and always stopped with all that they started."""
 
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 
 from agewatch.processes import free_ports
+
+BIN = Path(sys.executable).parent
+START_SECONDS = 180
 
 
 def free_port() -> int:
@@ -41,6 +48,43 @@ def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path, seconds: f
                 return
         time.sleep(0.5)
     raise AssertionError(f"{url} does not answer; the log ends with:\n{log.read_text()[-4000:]}")
+
+
+@contextmanager
+def prefect_server(folder: Path) -> Iterator["Api"]:
+    """A Prefect server on a free port, whose database and log lie in a folder."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    env = {name: text for name, text in os.environ.items() if not name.startswith(("PREFECT_", "AGEWATCH_"))}
+    env |= {"PREFECT_HOME": str(folder), "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    env |= {"OMP_NUM_THREADS": "1", "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = folder / "server.log"
+    with started(command, log=log, cwd=folder, env=env) as process:
+        wait_for(f"{url}/health", process, log, START_SECONDS)
+        yield Api(url, env)
+
+
+@dataclass(frozen=True)
+class Api:
+    """A running Prefect server."""
+
+    url: str
+    env: dict[str, str]
+
+    def ask(self, path: str, **body: Any) -> Any:
+        answer = httpx.post(f"{self.url}/{path}", json=body, timeout=60, trust_env=False)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def runs(self, deployment: str) -> list[dict[str, Any]]:
+        """The flow runs of a deployment."""
+        return list(self.ask("flow_runs/filter", deployments={"name": {"any_": [deployment]}}))
+
+    def artifacts(self, run_id: str) -> dict[str, Any]:
+        """The data of a flow run's artifacts by their keys."""
+        found = self.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run_id]}})
+        return {artifact["key"]: artifact["data"] for artifact in found}
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -2,18 +2,15 @@
 
 import ast
 import json
-import os
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyarrow as pa
 import pytest
 from desks import noise, statuses
@@ -21,7 +18,7 @@ from nights import night as night_of
 from nights import store as store_nights
 from pictures import encoded, seven_faces, torn
 from PIL import Image
-from servers import free_port, started, wait_for
+from servers import START_SECONDS, Api, free_port, prefect_server, started, wait_for
 
 import flows.score  # before prefect: it turns telemetry off
 from agewatch.api import model_file
@@ -38,45 +35,13 @@ from flows.night import night
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-START_SECONDS = 180
 RUN_SECONDS = 240
-
-
-@dataclass(frozen=True)
-class Api:
-    """A running Prefect server."""
-
-    url: str
-    env: dict[str, str]
-
-    def ask(self, path: str, **body: Any) -> Any:
-        answer = httpx.post(f"{self.url}/{path}", json=body, timeout=60, trust_env=False)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
-
-    def runs(self, deployment: str) -> list[dict[str, Any]]:
-        """The flow runs of a deployment."""
-        return list(self.ask("flow_runs/filter", deployments={"name": {"any_": [deployment]}}))
-
-    def artifacts(self, run_id: str) -> dict[str, Any]:
-        """The data of a flow run's artifacts by their keys."""
-        found = self.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run_id]}})
-        return {artifact["key"]: artifact["data"] for artifact in found}
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    folder = tmp_path_factory.mktemp("prefect")
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    env = {name: text for name, text in os.environ.items() if not name.startswith(("PREFECT_", "AGEWATCH_"))}
-    env |= {"PREFECT_HOME": str(folder), "PREFECT_API_URL": url, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    env |= {"OMP_NUM_THREADS": "1", "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    command = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    log = folder / "server.log"
-    with started(command, log=log, cwd=folder, env=env) as process:
-        wait_for(f"{url}/health", process, log, START_SECONDS)
-        yield Api(url, env)
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as found:
+        yield found
 
 
 @pytest.fixture

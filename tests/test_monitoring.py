@@ -31,7 +31,7 @@ KEYS = {
     "schema", "verdict", "headline", "cause", "cause_years", "since", "since_low", "since_high", "advice", "notes",
     "archive", "model", "mode", "baseline", "window", "evidence", "columns", "segments", "more_segments", "windows",
     "canaries",
-    "model_change", "fit", "pictures", "report", "json", "exit_code",
+    "model_change", "left_to_rescore", "fit", "pictures", "report", "json", "exit_code",
 }  # fmt: skip
 
 

@@ -76,6 +76,8 @@ def summary(run: Summary) -> None:
         f"{run.faces:,} faces. {run.scored:,} files scored now, {run.skipped:,} already known, {run.ignored:,} of other"
         f" kinds ignored, {run.disappeared:,} gone since. {run.seconds:.1f} s{rate}."
     )
+    if run.left_to_rescore:
+        console.print(f"{run.left_to_rescore:,} of those known stand by an older model only; the next runs go on.")
     for path in run.disappeared_paths[:_PATHS]:
         console.print(f"  gone: {escape(path)}", highlight=False, soft_wrap=True)
     if run.disappeared > _PATHS:
@@ -88,6 +90,13 @@ def summary(run: Summary) -> None:
 def _problem(console: Console, run: Summary) -> None:
     if run.problem and not run.unlisted:  # each of those was named already
         console.print(f"[red]{escape(run.problem)}[/red]", highlight=False)
+
+
+def exported(rows: int, out: Path, left: Mapping[str, int]) -> None:
+    """Print how many rows an export wrote, and what it left out as only an older model scored it."""
+    print(f"{rows} rows in {out}")
+    for archive, files in left.items():
+        print(f"{files:,} files of {archive} have rows of an older model only: --all-models gives them.")
 
 
 def drift(found: "DriftRun") -> None:

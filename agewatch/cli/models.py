@@ -57,6 +57,20 @@ def models_compare(
     answer(as_json, record, display.decision, record)
 
 
+@app.command("smoke")
+def models_smoke(
+    file: Annotated[Path, typer.Argument(help="A .mar of the store.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a model on a TorchServe of its own, and see whether it answers as it should; the store keeps what came out.
+
+    Ends with 1 where it did not.
+    """
+    found = api.smoke_test(file)
+    answer(as_json, found, typer.echo, f"{found.model} {'passed' if found.passed else 'failed'}. {found.reason}")
+    raise typer.Exit(0 if found.passed else 1)
+
+
 @app.command("promote")
 def models_promote(
     file: Annotated[Path, typer.Argument(help="A .mar of the store.")],
@@ -68,6 +82,18 @@ def models_promote(
     if force:
         typer.echo("Forced: the decision about this model was not asked for.", err=as_json)
     _print_pointer(pointer, as_json)
+
+
+@app.command("why")
+def models_why(
+    model: Annotated[str | None, typer.Argument(help="A file, version or id; default: the current one.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell a model's life: what asked for it, what it learnt from, what was decided, and what it replaced."""
+    from agewatch.release import why
+
+    life = why.of(Settings().model_store, model)
+    answer(as_json, life.content(), typer.echo, "\n".join([f"{life.model}", *why.told(life)]))
 
 
 @app.command("rollback")

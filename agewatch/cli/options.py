@@ -21,7 +21,10 @@ ArchiveOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 LabelledArgument = Annotated[
-    list[Path], typer.Argument(metavar="DATA...", help="Labelled pictures: age folders, UTKFace names, CSV or Parquet.")
+    list[Path],
+    typer.Argument(
+        metavar="DATA...", help="Labelled pictures: age folders, UTKFace names, CSV or Parquet, labels:ARCHIVE."
+    ),
 ]
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model file; default: the store's current one.")]
 PrecisionOption = Annotated[Literal["auto", "f32", "bf16"], typer.Option(help="Number format of the network.")]

@@ -43,6 +43,10 @@ def score(
     archive: ArchiveOption = None,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score everything again.")] = False,
     retry_refused: Annotated[bool, typer.Option("--retry-refused", help="Score the refused files again.")] = False,
+    anew_minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="What only an older model scored: the baseline, and the rest in so many minutes."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score every picture of ARCHIVE that is not scored yet: one row a face, one honest row for every file."""
@@ -53,7 +57,8 @@ def score(
             folder, model=model, predictions=predictions, faces=faces, engine=engine, precision=precision,
             workers=workers, max_refused=max_refused, max_gone=max_gone, exclude=exclude or (),
             memory_gb=memory_gb, name=archive,
-            again="all" if rescore else "refused" if retry_refused else "nothing", progress=on_progress,
+            again="all" if rescore else "refused" if retry_refused else "nothing", anew_minutes=anew_minutes,
+            progress=on_progress,
         )  # fmt: skip
     answer(as_json, summary, display.summary, summary)
     raise typer.Exit(summary.exit_code)
@@ -74,6 +79,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write rows to a file: of one model (the current) and each archive's latest mode, so that a path stands once."""
+    from agewatch.cli import display
+
     known = ("ok", "no_face", *REFUSAL_CODES)
     if unknown := set(status or ()) - {*known, "refused"}:
         raise UsageError(f"There is no status {', '.join(sorted(unknown))}; there are {', '.join(known)} and refused.")
@@ -82,7 +89,9 @@ def export(
         out, format=format, model=model, predictions=predictions, archive=archive, statuses=statuses,
         all_models=all_models, with_gone=with_gone,
     )  # fmt: skip
-    answer(as_json, {"rows": rows, "out": str(out.resolve())}, typer.echo, f"{rows} rows in {out}")
+    left = {} if all_models else api.left_to_rescore(model=model, predictions=predictions, archive=archive)
+    content = {"rows": rows, "out": str(out.resolve()), "left_to_rescore": left}
+    answer(as_json, content, display.exported, rows, out, left)
 
 
 @app.command()

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from agewatch.errors import LabelError, TableError, UsageError
 from agewatch.files import lock, replacing
-from agewatch.labelled.sources import refuse_export, rows_of
+from agewatch.labelled.rows import refuse_export, rows_of
 from agewatch.scoring import predictions
 from agewatch.scoring.archive import encode_path
 from agewatch.scoring.beside import folder_of
@@ -114,6 +114,17 @@ def read(table: Path, archive: str, until: date | None = None) -> pd.DataFrame:
     if until is not None:
         every = every[every["added_at"].dt.date <= until]
     return every.drop_duplicates(["content_hash", "face"], keep="last")
+
+
+def of_largest_faces(table: Path, archive: str) -> dict[str, float]:
+    """Ages in years by the path of the files that are there and whose largest face has a label. Raises TableError."""
+    labels = read(table, archive)
+    labels = labels[labels["face"] == 0]
+    where = (pc.field("archive") == archive) & (pc.field("face") == 0) & pc.field("gone_at").is_null()
+    rows = predictions.read(table, where, ["path", "content_hash", "scored_at"]).to_pandas()
+    last = rows.sort_values("scored_at").drop_duplicates("path", keep="last")  # of what an older model saw, if changed
+    joined = last.merge(labels[["content_hash", "age"]], on="content_hash")
+    return dict(zip(joined["path"], joined["age"].astype(float), strict=True))
 
 
 def _require(file: Path, names: Iterable[str]) -> None:

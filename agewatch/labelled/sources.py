@@ -1,20 +1,22 @@
 """Labelled pictures for training and evaluation: the layouts in which they come -> one list."""
 
-import csv
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from agewatch.errors import LabelError, UsageError
-from agewatch.scoring import archive
+from agewatch.labelled import late
+from agewatch.labelled.rows import refuse_export, rows_of
+from agewatch.scoring import archive, predictions
 from agewatch.scoring.archive import FileRef
+from agewatch.settings import Settings
 
+LABELS = "labels:"
+"""A source that begins so is an archive of the predictions table, with the labels that were added to it."""
 _TABLE_SUFFIXES = (".csv", ".parquet")
 _COLUMNS = ("path", "age", "sex", "ethnicity", "subject")
 _MOST_YEARS = 1000  # beyond, a number is no age; impossible ones within are for whoever uses them to judge
@@ -23,9 +25,6 @@ _AGE_FOLDER = re.compile(r"\d{1,3}")
 _UTKFACE = re.compile(r"(?P<age>\d{1,3})_(?P<sex>\d?)_(?:(?P<ethnicity>\d?)_)?\d{8,} ?(?:\.|$)")
 _SEXES = {"0": "male", "1": "female"}
 _ETHNICITIES = {"0": "white", "1": "black", "2": "asian", "3": "indian", "4": "others"}
-
-Require = Callable[[Iterable[str]], None]
-"""Raises LabelError where columns of these names can't be labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +43,53 @@ class Labelled:
 
 
 def read_sources(sources: Sequence[Path]) -> list[Labelled]:
-    """List labelled pictures from several sources, each a folder, or a table that ends in .csv or .parquet.
+    """List labelled pictures from several sources, each a folder, a table that ends in .csv or .parquet, or an archive.
 
     In a folder, a picture's age is the name of the top folder that it lies in, where that is a number of up to three
     digits, else the first field of a file name as UTKFace has them; sex and ethnicity are those of such a name, unless
     its age is not the folder's. Pictures with neither are passed over. A table has columns path and age (years, rounded
     down), optionally sex, ethnicity and subject; paths are relative to the folder of the table's own name without
     suffix where that exists, else to the table's folder. Where such a table lies beside a folder, it is read in the
-    folder's place. What is named twice is read once. Raises UsageError (nothing there, no name, two tables, equal
-    names, folders that can't be listed) or LabelError (malformed, no labels).
+    folder's place. `labels:ARCHIVE` are the pictures of an archive whose largest face has a label of its own, where the
+    settings' table says that they lie. What is named twice is read once. Raises UsageError (nothing there, no name, two
+    tables, equal names, folders that can't be listed) or LabelError (malformed, no labels).
     """
     labelled: list[Labelled] = []
     roots: dict[str, Path] = {}
-    for found in dict.fromkeys(_folder_or_table(source.resolve()) for source in sources):
+    names = [str(source).removeprefix(LABELS) for source in sources if str(source).startswith(LABELS)]
+    others = [source.resolve() for source in sources if not str(source).startswith(LABELS)]
+    archives = {_root_of(name): name for name in names}
+    for found in dict.fromkeys([*map(_folder_or_table, others), *archives]):
         root = found if found.is_dir() else _root(found)
         if not root.name:
             raise UsageError(f"The folder {root} has no name to tell its pictures by: name one below it.")
         if roots.setdefault(root.name, root) != root:
             raise UsageError(f"Two sources are named {root.name}: rename one, their pictures would be mixed up.")
-        labelled += _read_folder(found) if found == root else _read_table(found, root)
+        if found in archives:
+            labelled += _read_labels(archives[found], root)
+        else:
+            labelled += _read_folder(found) if found == root else _read_table(found, root)
     if not labelled:
         raise LabelError("The sources hold no labelled pictures.")
     return labelled
+
+
+def _root_of(name: str) -> Path:
+    """The folder of an archive. Raises UsageError where the table has no such archive, or its folder is not there."""
+    table = Settings().predictions
+    known = predictions.archives(table)
+    root = known.get(predictions.known_name(table, name))
+    if root is None:
+        raise UsageError(f"There is no archive '{name}' in the table; it holds {', '.join(sorted(known)) or 'none'}.")
+    if not root.is_dir():
+        raise UsageError(f"The archive '{name}' is gone: its folder is not there.")
+    return root
+
+
+def _read_labels(name: str, root: Path) -> list[Labelled]:
+    table = Settings().predictions
+    ages = late.of_largest_faces(table, predictions.known_name(table, name))
+    return [Labelled(root, FileRef(path), int(age)) for path, age in sorted(ages.items())]
 
 
 def _folder_or_table(source: Path) -> Path:
@@ -110,48 +134,10 @@ def _read_table(table: Path, root: Path) -> Iterator[Labelled]:
     return (_labelled(root, row, f"{table}, {where}") for where, row in rows)
 
 
-def rows_of(table: Path, columns: Sequence[str], require: Require) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Yield each row of a table that ends in .csv (text cells) or .parquet, and where it stands, of these columns.
-
-    `require` is asked about the names of all columns first. Raises LabelError where the file is damaged.
-    """
-    return _csv_rows(table, require) if table.suffix.lower() == ".csv" else _parquet_rows(table, columns, require)
-
-
-def _csv_rows(table: Path, require: Require) -> Iterator[tuple[str, Mapping[str, object]]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            require(reader.fieldnames or ())
-            for row in reader:
-                if any(row.pop(None, None) or ()):
-                    raise LabelError(f"{table}, line {reader.line_num}: there are more fields than columns.")
-                yield f"line {reader.line_num}", row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LabelError(f"{table} can't be read as a CSV file in UTF-8: {error}.") from error
-
-
-def _parquet_rows(table: Path, columns: Sequence[str], require: Require) -> Iterator[tuple[str, Mapping[str, object]]]:
-    try:
-        with pq.ParquetFile(table) as file:
-            require(file.schema_arrow.names)
-            wanted = [name for name in columns if name in file.schema_arrow.names]
-            rows = [row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist()]
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise LabelError(f"{table} can't be read as a Parquet file: {error}.") from error
-    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
-
-
 def _require_columns(table: Path, names: Iterable[str]) -> None:
     if not {"path", "age"} <= set(names):
         raise LabelError(f"{table} needs the columns path and age.")
     refuse_export(table, names)
-
-
-def refuse_export(table: Path, names: Iterable[str]) -> None:
-    """Raise LabelError where a table's columns are those of an export: its ages are estimates."""
-    if {"age_low", "run_id"} <= set(names):
-        raise LabelError(f"{table} is an export of estimates, and no labels to learn from.")
 
 
 def _labelled(root: Path, row: Mapping[str, object], where: str) -> Labelled:

@@ -16,7 +16,8 @@ from agewatch.estimator.model import AgeModel
 from agewatch.files import now, write_json
 from agewatch.labelled import metrics
 from agewatch.labelled.evaluate import evaluate_archive, learnt_keys
-from agewatch.release import store
+from agewatch.release import records as records_of
+from agewatch.release import smoke, store
 from agewatch.release.store import Pointer
 from agewatch.scoring.scorer import Execution
 
@@ -141,15 +142,19 @@ def compare(
     return record
 
 
-def promote(folder: Path, file: Path, *, force: bool) -> Pointer:
+def promote(folder: Path, file: Path, *, force: bool, by: str | None = None) -> Pointer:
     """Promote a model of the store that passed against the current one; any where there is none, or with `force`.
 
-    Raises UsageError where the file is not in the store or was never compared with the current model, HeldBackError
-    where it did not pass, ModelError where a model or the record is damaged.
+    One that failed its smoke test, or that a retraining left without one, is not promoted either. `by` says who does
+    it, by default the user of this process. Raises UsageError where the file is not in the store, was never compared
+    with the current model or not tested, HeldBackError where it did not pass, ModelError where a model or a record is
+    damaged.
     """
     store.require_inside(folder, file)
     current = store.read_pointer(folder)
     challenger = AgeModel.load(file).id
+    if not force:
+        _require_smoke(folder, challenger, file)
     if not force and current is not None and current.model != challenger:
         record = next((r for r in records(folder) if (r.challenger, r.champion) == (challenger, current.model)), None)
         if record is None:
@@ -159,7 +164,15 @@ def promote(folder: Path, file: Path, *, force: bool) -> Pointer:
             )
         if not record.decision.promote:
             raise HeldBackError(f"{challenger} is held back. {record.decision.reason} Only --force promotes it.")
-    return store.promote(folder, file)
+    return store.promote(folder, file, by=by, forced=force)
+
+
+def _require_smoke(folder: Path, model: str, file: Path) -> None:
+    tested = smoke.of(folder, model)
+    if tested is not None and not tested.passed:
+        raise HeldBackError(f"{model} failed its smoke test. {tested.reason} Only --force promotes it.")
+    if tested is None and records_of.training(folder, model) is not None:
+        raise UsageError(f"{model} was not tested on a server yet: run `agewatch models smoke {file}`, or add --force.")
 
 
 def records(folder: Path) -> list[Record]:

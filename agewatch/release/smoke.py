@@ -1,15 +1,25 @@
 """Three drawn faces with a model's own answers: what a server of it must answer, and nobody's pictures."""
 
+import http.client
 import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
 
+from agewatch.errors import ModelError
 from agewatch.estimator.engine import open_engine
 from agewatch.estimator.faces import YuNet, look
 from agewatch.estimator.model import AgeModel
+from agewatch.files import now, write_json
 
 ANSWERS = "answers.json"
 """Maps each picture's name to its faces, as REST gives them: box, score, age, age_low, age_high."""
@@ -20,6 +30,33 @@ _FACES: dict[str, tuple[Colour, Colour, int]] = {  # colours of skin and hair, s
     "face-3.png": ((240, 200, 180), (200, 200, 200), 320),
 }
 _GRID = 160  # the drawing's own units
+FOLDER = "smoke"
+"""Of the pictures in a model file, and of the records in a store."""
+Served = Literal["f32", "bf16"]
+YEARS: dict[Served, float] = {"f32": 0.01, "bf16": 0.3}
+"""A served age may lie so far from the model's own, by the precision that it is served in."""
+_INTERVAL_YEARS, _BOX_PIXELS = 1.0, 1.0  # an interval ends at whole years
+_ANSWER_SECONDS = 60.0
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class Smoke:
+    """What the store keeps of a smoke test: which model, whether a server of it answered as it should, and why not.
+
+    `largest_years` is how far a served age lay from the model's own at most; None where none came. `champion` names the
+    gate's decision before it: the model that this one had been compared with; None where there was none.
+    """
+
+    model: str
+    passed: bool
+    reason: str
+    tested_at: str
+    precision: Served | None = None
+    largest_years: float | None = None
+    champion: str | None = None
+
+
+_SMOKE = TypeAdapter(Smoke)
 
 
 def write(folder: Path, model: AgeModel) -> None:
@@ -43,6 +80,93 @@ def write(folder: Path, model: AgeModel) -> None:
             for face, age, low, high in zip(seen.faces, ages.age, ages.low, ages.high, strict=True)
         ]
     (folder / ANSWERS).write_text(json.dumps(answers, indent=1))
+
+
+def check(mar: Path, url: str, token: str, precision: Served = "f32") -> Smoke:
+    """Send the pictures of a model file to where it is served in a precision, and hold the answers to its own.
+
+    Raises ModelError where the file holds no pictures, OSError where the server can't be reached.
+    """
+    model = AgeModel.load(mar)
+    pictures, answers = _held(mar)
+    apart: list[float] = []
+    wrong: list[str] = []
+    for name, expected in answers.items():
+        status, answer = _ask(url, token, pictures[name])
+        if status != http.client.OK or answer.get("model") != model.id:
+            wrong.append(f"{name} was answered with {status} by {answer.get('model', 'no model')}")
+            continue
+        faces = answer["faces"]
+        if len(faces) != len(expected):
+            wrong.append(f"{len(faces)} faces were found in {name} in place of {len(expected)}")
+            continue
+        apart += [abs(face["age"] - known["age"]) for face, known in zip(faces, expected, strict=True)]
+        if not all(_alike(face, known) for face, known in zip(faces, expected, strict=True)):
+            wrong.append(f"{name} has another box or interval")
+    largest = max(apart, default=None)
+    if largest is not None and largest > YEARS[precision]:
+        wrong.append(f"an age is {largest:.2f} years off, where {YEARS[precision]} are allowed")
+    passed = not wrong and largest is not None
+    reason = f"All {len(answers)} pictures were answered." if passed else f"{'; '.join(wrong) or 'It has no answers'}."
+    return Smoke(model.id, passed, reason, now(), precision, largest)
+
+
+def failed(mar: Path, reason: str) -> Smoke:
+    """The record of a model file with which no server came up."""
+    return Smoke(AgeModel.load(mar).id, False, reason, now())
+
+
+def keep(store: Path, found: Smoke) -> None:
+    """Keep a record in a store, in place of an earlier one of the same model. Raises OSError."""
+    folder = store / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{found.model}.json", asdict(found))
+
+
+def of(store: Path, model: str) -> Smoke | None:
+    """The record of a model by its id, None where it was not tested. Raises ModelError where it is damaged."""
+    file = store / FOLDER / f"{model}.json"
+    try:
+        return _SMOKE.validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # pydantic's is a ValueError
+        raise ModelError(f"The smoke test's record {file} can't be read: {error!r}.") from error
+
+
+def _held(mar: Path) -> tuple[dict[str, bytes], dict[str, list[dict[str, Any]]]]:
+    try:
+        with zipfile.ZipFile(mar) as archive:
+            answers = json.loads(archive.read(f"{FOLDER}/{ANSWERS}"))
+            return {name: archive.read(f"{FOLDER}/{name}") for name in answers}, answers
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{mar} holds no pictures for a smoke test: {error}.") from error
+
+
+def _ask(url: str, token: str, picture: bytes) -> tuple[int, Mapping[str, Any]]:
+    """The status and the answer to one picture; an answer that is no JSON is empty. No proxy is asked."""
+    address, _, path = url.removeprefix("http://").partition("/")
+    with closing(http.client.HTTPConnection(address, timeout=_ANSWER_SECONDS)) as connection:
+        try:
+            connection.request("PUT", f"/{path}", picture, {"Authorization": f"Bearer {token}"})
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except ValueError:
+            return response.status, {}
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"The server broke off: {error!r}.") from error
+    return response.status, answer if isinstance(answer, dict) else {}
+
+
+def _alike(face: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether a served face has the box and the interval that the model's own has; its age is held apart."""
+    return _near(face["box"], known["box"], _BOX_PIXELS) and all(
+        _near([face[end]], [known[end]], _INTERVAL_YEARS + 1e-6) for end in ("age_low", "age_high")
+    )
+
+
+def _near(some: Sequence[float], others: Sequence[float], most: float) -> bool:
+    return all(abs(one - other) <= most for one, other in zip(some, others, strict=True))
 
 
 def _drawn(skin: Colour, hair: Colour, side: int) -> bytes:

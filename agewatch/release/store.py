@@ -1,6 +1,7 @@
 """The model store: a folder of `agewatch-VERSION.mar` files and the pointer to the current one."""
 
 import dataclasses
+import getpass
 import hashlib
 import math
 from dataclasses import dataclass
@@ -18,13 +19,20 @@ POINTER_FILE = "current.json"
 
 @record(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Pointer:
-    """What `current.json` holds; `previous` is the whole pointer it replaced, so roll backs can repeat."""
+    """What `current.json` holds; `previous` is the whole pointer it replaced, so roll backs can repeat.
+
+    `by` is who made the model current, and `forced` whether against the gate; `rolled_back` is the model that a roll
+    back to this one left.
+    """
 
     file: str
     model: str
     sha256: str
     promoted_at: str
     previous: "Pointer | None" = None
+    by: str | None = None
+    forced: bool = False
+    rolled_back: str | None = None
 
 
 _POINTER = TypeAdapter(Pointer)
@@ -85,17 +93,18 @@ def current(store: Path) -> Path | None:
     return None if pointer is None else _checked(store, pointer)
 
 
-def promote(store: Path, file: Path) -> Pointer:
+def promote(store: Path, file: Path, *, by: str | None = None, forced: bool = False) -> Pointer:
     """Make a model of the store the current one; one that is current already stays so, with its history.
 
-    Raises UsageError where the file is not in the store, ModelError where it is no model.
+    `by` says who does it, by default the user of this process. Raises UsageError where the file is not in the store,
+    ModelError where it is no model.
     """
     require_inside(store, file)
     before = read_pointer(store)
     digest = _sha256(file)
     if before is not None and (before.file, before.sha256) == (file.name, digest):
         return before
-    pointer = Pointer(file.name, AgeModel.load(file).id, digest, now(), before)
+    pointer = Pointer(file.name, AgeModel.load(file).id, digest, now(), before, by or _user(), forced)
     write_json(store / POINTER_FILE, dataclasses.asdict(pointer))
     return pointer
 
@@ -115,7 +124,7 @@ def rollback(store: Path) -> Pointer:
     if pointer is None or pointer.previous is None:
         raise UsageError(f"The model store {store} has no earlier model to roll back to.")
     _checked(store, pointer.previous)
-    back = dataclasses.replace(pointer.previous, promoted_at=now())
+    back = dataclasses.replace(pointer.previous, promoted_at=now(), by=_user(), rolled_back=pointer.model)
     write_json(store / POINTER_FILE, dataclasses.asdict(back))
     return back
 
@@ -162,6 +171,13 @@ def _files(store: Path) -> list[Path]:
 
 def _version(file: Path) -> str:
     return file.stem.removeprefix("agewatch-")
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a number without a name, as in containers
+        return None
 
 
 def _sha256(file: Path) -> str:

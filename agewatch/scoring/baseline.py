@@ -6,17 +6,22 @@ accept more, or cut it, with `agewatch drift accept`.
 
 import random
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import accumulate
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import CommitProperties
 from deltalake.exceptions import CommitFailedError, DeltaError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from agewatch.errors import TableError
+from agewatch.estimator.spec import Mode
+from agewatch.scoring import predictions
 from agewatch.scoring.predictions import BASELINE_PROPERTY, open_table, plain, require_writable
 
 FULL = 2_000
@@ -78,6 +83,29 @@ def accept(table: Path, archive: str, first: date, until: date) -> Accepted:
         else:
             return said
     raise TableError(f"The table {table} stayed busy: {_ATTEMPTS} commits were refused.")
+
+
+def of_archive(table: Path, archive: str, mode: Mode, told: Sequence[Accepted] | None = None) -> Baseline | None:
+    """The baseline of an archive scored in a mode, the same for every model; `told` is by default all on record.
+
+    A night has as many faces as the model has that found most: a newer one may not have seen them all, or not yet.
+    Raises TableError where the table can't be read.
+    """
+    told = accepted(table, archive) if told is None else told
+    if told:
+        return of_nights([], [], told)
+    where = (pc.field("archive") == archive) & (pc.field("mode") == mode) & (pc.field("status") == "ok")
+    faces = Counter[tuple[str, date]]()
+    for batch in predictions.scan(table, where, ["model", "arrived_at", "scored_at"]):
+        arrived = pc.cast(pc.coalesce(batch["arrived_at"], batch["scored_at"]), pa.date32())
+        counted = pa.table({"model": batch["model"], "night": arrived}).group_by(["model", "night"], use_threads=False)
+        for row in counted.aggregate([([], "count_all")]).to_pylist():
+            faces[row["model"], row["night"]] += row["count_all"]
+    nights: dict[date, int] = {}
+    for (_, night), count in faces.items():
+        nights[night] = max(count, nights.get(night, 0))
+    ordered = sorted(nights)
+    return of_nights(ordered, [nights[night] for night in ordered], ())
 
 
 def of_nights(nights: Sequence[date], faces: Sequence[int], told: Sequence[Accepted]) -> Baseline | None:

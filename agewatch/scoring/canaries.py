@@ -5,7 +5,7 @@ nothing is drawn anew. No row is replaced.
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from agewatch.errors import TableError
 from agewatch.files import write_json
 from agewatch.scoring import baseline, pool, predictions
 from agewatch.scoring.archive import FileRef
-from agewatch.scoring.baseline import FULL, Baseline
+from agewatch.scoring.baseline import Baseline
 from agewatch.scoring.beside import folder_of
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.scorer import Job
@@ -165,7 +165,7 @@ def _drawn(table: Path, key: Key, files: Sequence[FileRef], kept: Sequence[Canar
 
     In each stratum the ones with the smallest hashes, which is by chance and the same for all.
     """
-    found = _baseline_of(table, key)
+    found = baseline.of_archive(table, key.archive, key.mode)
     if found is None:
         return []
     rows = _faces(table, key, found)
@@ -181,21 +181,6 @@ def _drawn(table: Path, key: Key, files: Sequence[FileRef], kept: Sequence[Canar
     turn = rows.groupby(["age_stratum", "box_h_stratum"]).cumcount()
     rows = rows.assign(turn=turn).sort_values(["is_new", "turn", "content_hash"]).head(COUNT - len(kept))
     return [Canary(path=row.path, content_hash=row.content_hash, age=row.age) for row in rows.itertuples()]
-
-
-def _baseline_of(table: Path, key: Key) -> Baseline | None:
-    told = baseline.accepted(table, key.archive)
-    if told:
-        return baseline.of_nights([], [], told)
-    nights: dict[date, int] = {}
-    for batch in predictions.scan(table, key.where & (pc.field("status") == "ok"), ["arrived_at", "scored_at"]):
-        arrived = pc.cast(pc.coalesce(batch["arrived_at"], batch["scored_at"]), pa.date32())
-        for counted in pc.value_counts(arrived).to_pylist():
-            nights[counted["values"]] = nights.get(counted["values"], 0) + counted["counts"]
-    ordered = sorted(nights)
-    return (
-        baseline.of_nights(ordered, [nights[night] for night in ordered], ()) if sum(nights.values()) >= FULL else None
-    )
 
 
 def _faces(table: Path, key: Key, accepted: Baseline) -> pa.Table:

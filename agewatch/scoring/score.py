@@ -6,10 +6,11 @@ Worker processes turn shards of files into rows; this process alone writes them,
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from agewatch.errors import REFUSAL_CODES, GoneError, TableError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import stamp
-from agewatch.scoring import archive, baseline, canaries, pool, predictions
+from agewatch.scoring import anew, archive, baseline, canaries, pool, predictions
+from agewatch.scoring.anew import Plan
 from agewatch.scoring.archive import FileRef, Listing
 from agewatch.scoring.content import SharedKeys, hash_key
 from agewatch.scoring.predictions import Key, Rows
@@ -36,9 +38,11 @@ SHARD_FILES = 256
 class Summary:
     """State of one archive for one model and mode after a run; counts are over all files found.
 
-    `scored` files went through this run, `skipped` ones had rows already; `faces_per_s` is of this run.
-    `refused_now` of the files that went through this run were refused. `disappeared` files have rows and are no longer
-    there; `lost` of them were there when it was scored last. `problem` says in a sentence why `exit_code` is not 0.
+    `scored` files went through this run, `skipped` ones had rows already; `faces_per_s` is of this run. Within minutes,
+    `scored_anew` of the scored had rows of an older model, and `left_to_rescore` of the skipped have such rows only,
+    which are counted in their place. `refused_now` of the other scored files were refused. `disappeared` files have
+    rows and are no longer there; `lost` of them were there when it was scored last. `problem` says in a sentence why
+    `exit_code` is not 0.
     """
 
     archive: str
@@ -62,6 +66,8 @@ class Summary:
     problem: str | None = None
     lost: int = 0
     refused_now: int = 0
+    scored_anew: int = 0
+    left_to_rescore: int = 0
     unlisted: list[str] = field(default_factory=list)
     disappeared_paths: list[str] = field(default_factory=list)
 
@@ -90,16 +96,21 @@ def score_archive(
     name: str | None = None,
     again: Again = "nothing",
     exclude: Sequence[str] = (),
+    anew_minutes: float | None = None,
 ) -> Summary:
     """Score every picture below `root` that the table does not hold yet, and return the archive's state.
 
-    `exclude` adds to what is litter (`litter.Litter`). `exit_code` of the summary is 1 where a folder can't be listed,
-    as what it holds is not known; 6 where more of the files were lost than `limits` allow; 3 where more were refused;
-    else 0. Rows are committed whatever it is, and files that are gone are marked so unless too many are. Raises
-    UsageError (no such folder, archive name taken), GoneError (no such folder, which the table holds rows of),
-    ModelError, TableError, or AgewatchError where no worker process can start; what was committed before stays.
+    `exclude` adds to what is litter (`litter.Litter`). With `anew_minutes`, files that only an older model scored are
+    scored after the others, the baseline's whatever it takes, then the newest first while these minutes last: the next
+    runs go on. `exit_code` of the summary is 1 where a folder can't be listed, as what it holds is not known; 6 where
+    more of the files were lost than `limits` allow; 3 where more were refused; else 0. Rows are committed whatever it
+    is, and files that are gone are marked so unless too many are. Raises UsageError (no such folder, archive name
+    taken, all anew within minutes), GoneError (no such folder, which the table holds rows of), ModelError, TableError,
+    or AgewatchError where no worker process can start; what was committed before stays.
     """
     started = perf_counter()
+    if anew_minutes is not None and again == "all":
+        raise UsageError("To score everything again takes what it takes: give it no minutes.")
     root = root.resolve()
     name = predictions.known_name(table, _name(root, name))
     _require_there(root, name, table)
@@ -108,34 +119,27 @@ def score_archive(
     run_id = f"{stamp()}-{uuid.uuid4().hex[:6]}"
     job = Job(root, key, model_path, how.cache, how.engine, how.precision, run_id, room=how.room())
     writer = Writer(table, key, root=root)
-    pending = [file for file in listing.files if not _is_scored(file, writer.stored.get(file.path), again)]
-    if pending:
-        predictions.require_writable(table)
+    todo = _plan(listing.files, writer, table, key, again, anew_minutes is not None)
     missed = writer.missed({file.path for file in listing.files})  # asked before rows are added
-    counts: Counter[str] = Counter()
-    done, engine_name = 0, None
-    how.progress(0, len(pending), counts)
-    for scored in _score(job, pending, writer, how.workers, again):
-        writer.write(scored.rows)
-        counts.update(row["status"] for row in scored.rows)
-        done += scored.files
-        engine_name = scored.rows[0]["engine"] if scored.rows else engine_name
-        how.progress(done, len(pending), counts)
+    done = _write_scores(job, todo, anew_minutes or 0.0, writer, how, again)
     lost, is_alarm = _note_the_gone(writer, listing, limits, missed)
+    known = todo.held | writer.stored if todo.held else writer.stored  # no copy of what may be ten million files
     if not is_alarm:
-        _look_at_canaries(table, job, listing, writer, how.workers)
+        _look_at_canaries(table, job, listing, known, how.workers)
     seconds = perf_counter() - started
     summary = Summary(
         **asdict(key),
         run_id=job.run_id,
-        engine=engine_name,
-        scored=len(pending),
+        engine=done.engine,
+        scored=done.files,
+        scored_anew=done.anew,
+        left_to_rescore=todo.files - done.files,
         seconds=round(seconds, 3),
-        faces_per_s=round(counts["ok"] / seconds, 1),
+        faces_per_s=round(done.rows["ok"] / seconds, 1),
         predictions=str(table.resolve()),
         lost=lost,
-        refused_now=sum(n for status, n in counts.items() if status in REFUSAL_CODES),
-        **_state(listing, writer.stored, len(pending)),
+        refused_now=done.refused,
+        **_state(listing, known, done.files),
     )
     code, problem = _judged(summary, limits, is_alarm)
     return replace(summary, exit_code=code, problem=problem)
@@ -174,9 +178,9 @@ def _note_the_gone(writer: Writer, listing: Listing, limits: Limits, missed: Mis
     return len(lost), is_alarm
 
 
-def _look_at_canaries(table: Path, job: Job, listing: Listing, writer: Writer, workers: int) -> None:
+def _look_at_canaries(table: Path, job: Job, listing: Listing, known: Mapping[str, Stored], workers: int) -> None:
     """Estimate the canaries again, once there can be a baseline to draw them from. Raises what `look_again` raises."""
-    faces = sum(stored.faces for stored in writer.stored.values())
+    faces = sum(stored.faces for stored in known.values())
     is_known = faces >= baseline.FULL or bool(baseline.accepted(table, job.key.archive))
     if is_known and os.access(table, os.W_OK):  # who may only read the table may still ask for its state
         canaries.look_again(table, job, listing.files, workers)
@@ -220,15 +224,56 @@ def _is_scored(file: FileRef, stored: Stored | None, again: Again) -> bool:
     return is_same and (None in (stored.ctime_ns, file.ctime_ns) or stored.ctime_ns == file.ctime_ns)
 
 
-def _score(job: Job, pending: Sequence[FileRef], writer: Writer, workers: int, again: Again) -> Iterator[Scored]:
+def _plan(files: Sequence[FileRef], writer: Writer, table: Path, key: Key, again: Again, is_limited: bool) -> Plan:
+    """What to score of the files found, in order where minutes limit what older models scored."""
+    pending = [file for file in files if not _is_scored(file, writer.stored.get(file.path), again)]
+    if pending:
+        predictions.require_writable(table)
+    if not is_limited:
+        return Plan(pending, [])
+    return anew.plan(pending, writer.stored, table, key, lambda file, held: _is_scored(file, held, again))
+
+
+@dataclass
+class _Done:
+    """What a run did: files, those of them scored anew, the others that were refused, rows by status, the engine."""
+
+    files: int = 0
+    anew: int = 0
+    refused: int = 0
+    rows: Counter[str] = field(default_factory=Counter)
+    engine: str | None = None
+
+
+def _write_scores(job: Job, todo: Plan, minutes: float, writer: Writer, how: Execution, again: Again) -> _Done:
+    """Score and commit shard by shard."""
+    done = _Done()
+    how.progress(0, todo.files, done.rows)
+    for scored in _score(job, todo, minutes, writer, how.workers, again):
+        writer.write(scored.rows)
+        for row in scored.rows:
+            is_anew = row["path"] in todo.anew
+            done.rows[row["status"]] += 1
+            done.anew += is_anew and row.get("face") in (None, 0)
+            done.refused += not is_anew and row["status"] in REFUSAL_CODES
+        done.files += scored.files
+        done.engine = scored.rows[0]["engine"] if scored.rows else done.engine
+        how.progress(done.files, todo.files, done.rows)
+    if done.files < todo.files:
+        how.progress(done.files, done.files, done.rows)  # the minutes are over
+    return done
+
+
+def _score(job: Job, todo: Plan, minutes: float, writer: Writer, workers: int, again: Again) -> Iterator[Scored]:
     """Score shards, with the table's own rows in place of new ones for content that it holds already."""
-    if not pending:
+    if not todo.now and not (todo.later and minutes):
         return
-    size = max(16, min(SHARD_FILES, len(pending) // (workers * 8) + 1))
+    size = max(16, min(SHARD_FILES, todo.files // (workers * 8) + 1))
+    later = anew.while_minutes_last(archive.shards(todo.later, size), minutes)
     mistaken: list[FileRef] = []
     stored = writer.stored.values() if again == "nothing" else ()
     known = SharedKeys(hash_key(file.content_hash.hex()) for file in stored if file.content_hash)
-    for scored in pool.run(replace(job, known=known), archive.shards(pending, size), workers):
+    for scored in pool.run(replace(job, known=known), chain(archive.shards(todo.now, size), later), workers):
         copies, unknown = _copies(writer, scored.same, job.run_id)
         mistaken += unknown
         yield Scored(scored.files - len(unknown), scored.rows + copies, [])

@@ -43,7 +43,8 @@ from agewatch.scoring.predictions import (
 
 TIDY_COMMITS = 100
 """So many commits apart a table's small files are merged."""
-_STATE = ["path", "status", "bytes", "mtime_ns", "ctime_ns", "content_hash", "gone_at"]
+STATE = ["path", "status", "bytes", "mtime_ns", "ctime_ns", "content_hash", "gone_at"]
+"""Columns that tell what the table knows of a file."""
 _PATHS_AT_ONCE = 5_000  # that one commit marks
 _MAX_ATTEMPTS = 50
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class Writer:
         self._started = datetime.now(UTC)  # what this run finds is there by now
         self._table = self._claim(as_text(root.resolve()))
         self._lock = lock(folder / LOCK_FILE, exclusive=False)
-        self.stored = _summarise(self._rows(key.where, _STATE))
+        self.stored = summarise(self._rows(key.where, STATE))
         self._arrivals: Arrivals | None = None  # of no use to a run that writes nothing
         self._others_wrote = False
         self._holders: dict[bytes | None, str] | None = None
@@ -109,7 +110,7 @@ class Writer:
             found = [row | {"arrived_at": arrivals.of(row), "gone_at": None} for row in left]
             table = pa.Table.from_pylist(found, SCHEMA)
             self._commit(table)
-            self.stored.update(_summarise(table.to_batches()))
+            self.stored.update(summarise(table.to_batches()))
             self._tidy()
             return len(found)
 
@@ -247,7 +248,7 @@ class Writer:
 
     def _without_scored_elsewhere(self, rows: Rows) -> Rows:
         paths = list({row["path"] for row in rows})
-        newer = _summarise(self._rows(self._key.where & pc.field("path").isin(paths), _STATE))
+        newer = summarise(self._rows(self._key.where & pc.field("path").isin(paths), STATE))
         changed = {path for path, stored in newer.items() if self.stored.get(path) != stored}
         contents = [row["content_hash"] for row in rows if row.get("content_hash")]
         self._known_arrivals().learn(
@@ -295,10 +296,11 @@ class Writer:
         raise TableError(f"The table {self._folder} stayed busy.")
 
 
-def _summarise(batches: Iterable[pa.RecordBatch]) -> dict[str, Stored]:
+def summarise(batches: Iterable[pa.RecordBatch]) -> dict[str, Stored]:
+    """What rows of one archive, model and mode, of the columns STATE, say of each path."""
     state: dict[str, Stored] = {}
     for rows in batches:  # by batches, and in few objects, as an archive may have ten million files
-        columns = (rows[name].to_pylist() for name in _STATE)
+        columns = (rows[name].to_pylist() for name in STATE)
         for path, status, size, mtime_ns, ctime_ns, digest, gone_at in zip(*columns, strict=True):
             faces = (state[path].faces if path in state else 0) + (status == "ok")
             content = digest and bytes.fromhex(digest)

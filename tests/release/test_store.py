@@ -59,7 +59,8 @@ def test_promotion_writes_the_pointer_that_lookup_follows(three_versions: Path) 
     assert store.resolve(None, three_versions) == file
     assert [entry.file for entry in store.entries(three_versions)[0] if entry.current] == [file]
     written = json.loads((three_versions / "current.json").read_text())
-    assert list(written) == ["file", "model", "sha256", "promoted_at", "previous"]
+    told = ["file", "model", "sha256", "promoted_at", "previous", "by", "forced", "rolled_back"]
+    assert list(written) == told
     assert (written["file"], written["model"], written["previous"]) == (file.name, pointer.model, None)
     assert pointer.model == AgeModel.load(file).id
     assert not list(three_versions.glob(".current*")), "the file written aside is left behind"

@@ -23,7 +23,6 @@ FILES = 40
 @pytest.fixture(autouse=True)
 def small_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baseline, "FULL", 30)
-    monkeypatch.setattr(canaries, "FULL", 30)
     monkeypatch.setattr(canaries, "COUNT", 25)
 
 
