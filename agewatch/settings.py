@@ -3,6 +3,7 @@
 Nothing is written at import.
 """
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pydantic import field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agewatch.errors import UsageError
+
+_PATH = re.compile(r"[^\s'\"`(]*/[^\s'\"`),:;]*[^\s'\"`),:;.]")
 
 
 class Settings(BaseSettings):
@@ -53,3 +56,10 @@ class Settings(BaseSettings):
     def cache(self) -> Path:
         """Converted networks; safe to delete."""
         return self.home / "cache"
+
+
+def without_paths(sentence: str) -> str:
+    """A sentence as it may leave the machine: in the place of each path an ellipsis."""
+    for folder in (Settings().home, Settings().model_store, Path()):
+        sentence = sentence.replace(str(folder.resolve()), "…")
+    return _PATH.sub("…", sentence)

@@ -21,6 +21,7 @@ from agewatch.errors import UsageError
 from agewatch.release import loop, records
 from agewatch.release.loop import LIMITS, Limits, Wanted
 from agewatch.settings import Settings
+from flows.shown import require_server
 
 DRIFT, WANTED = "agewatch.drift", "agewatch.retrain-wanted"
 RETRAIN = "retrain/retrain"
@@ -51,6 +52,7 @@ def tell(content: Mapping[str, Any], *, table: Path | None = None, limits: Limit
         events.append(Event(event=WANTED, resource=resource, payload=payload))
         records.keep(settings.model_store, alarm)  # before it is asked for, as the retraining names it
     try:
+        require_server()
         with get_client(sync_client=True) as client:
             client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
     except (httpx.HTTPError, OSError, RuntimeError, PrefectException) as error:

@@ -4,19 +4,17 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 
 # isort: split
 
-import errno
 import sys
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from prefect import flow, task
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
-from prefect.tasks import exponential_backoff
 from pydantic import Field
 
 from agewatch import api
@@ -28,15 +26,15 @@ from agewatch.nights.ledger import Ledger, Outcome
 from agewatch.nights.night import Night, NotNowError, held, turn
 from agewatch.scoring.score import Summary
 from agewatch.settings import Settings
-from flows import shown
+from flows import events, shown
+from flows.steps import step
 
 _OUTCOMES: dict[int, Outcome] = {0: "done", 1: "failed", 3: "refused", 6: "gone"}
-RETRIES, FIRST_DELAY_SECONDS = 3, 10
-_CANNOT_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 DRIFT_SECONDS = 2 * 60 * 60
 """So long a verdict may take; one of a million rows takes seconds."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Minutes = Annotated[float, Field(ge=0)]
 
 
 def _name() -> str:
@@ -54,6 +52,9 @@ def night(
     max_refused: Annotated[Share, Field(description="Refused share of the files read that fails the night.")] = 0.05,
     max_gone: Annotated[Share, Field(description="Share of the files known before that may be gone.")] = 0.2,
     exclude: Annotated[list[str] | None, Field(description="What to pass over, as in .gitignore.")] = None,
+    anew_minutes: Annotated[
+        Minutes, Field(description="Minutes a night for files that an older model scored.")
+    ] = 120.0,
     due: Annotated[datetime | None, Field(description="The night that this makes up for; else leave it empty.")] = None,
 ) -> State[None]:
     """Score what is new in an archive, then say whether what arrived has drifted.
@@ -67,7 +68,7 @@ def night(
     try:
         with held(ledger, archive, schedule.NIGHT, _due(due), run) as row, turn(ledger, archive):
             said = {"model": model, "faces": mode, "max_refused": 1.0, "max_gone": max_gone, "exclude": exclude or ()}
-            summary = score(archive_folder, {**said, "name": name})
+            summary = score(archive_folder, {**said, "name": name, "anew_minutes": anew_minutes})
             row.figures = _figures(summary)
             code, problem = _judged(summary, max_refused)
             row.outcome, row.reason = _OUTCOMES[code], problem
@@ -88,18 +89,7 @@ def night(
         )
 
 
-def _can_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
-    """Tell whether a failure may be gone the next time: a disk or a network that stumbled, not a wrong request."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, OSError) and error.errno not in _CANNOT_PASS
-
-
-@task(
-    retries=RETRIES,
-    retry_delay_seconds=exponential_backoff(FIRST_DELAY_SECONDS),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=_can_pass,
-)
+@step()
 def score(archive_folder: str, said: dict[str, Any]) -> Summary:
     """Score what is new; see `agewatch.score_archive`."""
     summary = api.score_archive(archive_folder, **said, progress=shown.Progress())
@@ -107,16 +97,20 @@ def score(archive_folder: str, said: dict[str, Any]) -> Summary:
     return summary
 
 
-@task(retries=1, retry_delay_seconds=FIRST_DELAY_SECONDS, retry_condition_fn=_can_pass, timeout_seconds=DRIFT_SECONDS)
+@step(timeout_seconds=DRIFT_SECONDS)
 def judge(archive: str, model: str | None, mode: Mode, row: Night) -> str:
-    """Judge what arrived, and add what was found to the night's figures; see `monitoring.drift.run`."""
+    """Judge what arrived, and add what was found to the night's figures; see `monitoring.drift.run`.
+
+    Drift is told as an event, by which Prefect's automations may start a retraining.
+    """
     from monitoring import drift  # a night whose archive is gone needs none of it
 
     done = drift.run(archive, model=model, mode=mode)
     shown.judged(done)
     content = done.content()
+    wanted = events.tell(content)
     row.figures |= {key: content[key] for key in ("verdict", "headline", "cause", "since", "advice")}
-    row.figures["report"] = str(done.html.parent.name)
+    row.figures |= {"report": done.html.parent.name, "wanted": wanted.answer, "why": wanted.why}
     return f"{done.verdict.answer}: {done.verdict.headline}"
 
 
@@ -125,8 +119,8 @@ def _due(due: datetime | None) -> datetime:
 
 
 def _figures(summary: Summary) -> dict[str, Any]:
-    names = ("found", "scored", "faces", "no_face", "refused", "refused_now", "ignored", "disappeared", "lost")
-    return {name: getattr(summary, name) for name in (*names, "model", "mode", "seconds")}
+    names = "found scored scored_anew left_to_rescore faces no_face refused refused_now ignored disappeared lost"
+    return {name: getattr(summary, name) for name in [*names.split(), "model", "mode", "seconds"]}
 
 
 def _judged(summary: Summary, max_refused: float) -> tuple[int, str | None]:

@@ -6,6 +6,7 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -15,24 +16,26 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from agewatch import api, files
-from agewatch.errors import AgewatchError, LabelError, TableError
+from agewatch import api
+from agewatch.errors import AgewatchError, LabelError
 from agewatch.estimator.model import AgeModel
 from agewatch.files import now
 from agewatch.labelled.tables import as_markdown
+from agewatch.nights.ledger import Ledger
+from agewatch.nights.night import NotNowError, held
+from agewatch.nights.schedule import RETRAIN
 from agewatch.release import gate, records, smoke, store
 from agewatch.release.package import package
 from agewatch.release.records import Training
 from agewatch.scoring.scorer import Execution
-from agewatch.settings import Settings
+from agewatch.settings import Settings, without_paths
 from agewatch.training import train
 from agewatch.training.recipe import TrainConfig
 from agewatch.training.train import Trained
-from flows.steps import failed, step, without_paths
+from flows.steps import failed, step
 
 SMOKE_SECONDS = 600.0
 """So long a server and its answers may take; the server alone has two minutes."""
-_LOCK = "retrain.lock"
 
 
 @dataclass(frozen=True)
@@ -68,18 +71,18 @@ def retrain(
         because: Id of the alarm on record that asked for this retraining.
     """
     settings = Settings()
-    (settings.home / "train").mkdir(parents=True, exist_ok=True, mode=0o700)
+    due = flow_run.scheduled_start_time or datetime.now(UTC)
     try:
-        held = files.lock(settings.home / "train" / _LOCK, exclusive=True)
-    except TableError:
-        return Completed(message="skipped: another retraining is running.")
-    try:
-        return _retrained([Path(source) for source in sources], start, recipe, version, promote, because, settings)
+        with held(Ledger(settings.home), "", RETRAIN, due, flow_run.id) as row:
+            told = _retrained([Path(source) for source in sources], start, recipe, version, promote, because, settings)
+            row.figures["told"] = told
+            return Completed(message=told)
+    except NotNowError as not_now:
+        return Completed(
+            name=not_now.outcome.capitalize(), message=f"{not_now.outcome}: another retraining is running."
+        )
     except (AgewatchError, OSError) as error:  # a finding about the data, the model or the disk: told without a trace
         return failed(error)
-    finally:
-        if held is not None:
-            held.close()
 
 
 def _retrained(
@@ -90,8 +93,8 @@ def _retrained(
     promote: str,
     because: str | None,
     settings: Settings,
-) -> State[None]:
-    """The steps in their order. Raises UsageError, LabelError or ModelError."""
+) -> str:
+    """The steps in their order, and what became of it in words. Raises UsageError, LabelError or ModelError."""
     begin = store.resolve(Path(start) if start else None, settings.model_store)
     trained = train_candidates(
         sources,
@@ -115,9 +118,9 @@ def _retrained(
     create_markdown_artifact(
         _markdown(model, trained, f"{told} {became}"), key="retrain-comparison", description=f"Model {model}"
     )
-    return Completed(
-        message=f"{model} is in the store as {file.name}, {became} Mean error {served.mae:.2f} years on {served.n}"
-        f" held-out faces. {told}"
+    return (
+        f"{model} is in the store as {file.name}, {became} Mean error {served.mae:.2f} years on {served.n} held-out"
+        f" faces. {told}"
     )
 
 

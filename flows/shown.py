@@ -54,18 +54,22 @@ class Progress:
 
 
 def best_effort(show: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call what needs Prefect's server; None, and a line in the log, where it is away.
-
-    Prefect's client tries a server that is away again for a minute, in which the night would stand still; so it is
-    asked first whether it is there.
-    """
+    """Call what needs Prefect's server; None, and a line in the log, where it is away."""
     try:
-        if api := PREFECT_API_URL.value():
-            httpx.get(f"{api}/health", timeout=_ASK_SECONDS, trust_env=False).raise_for_status()
+        require_server()
         return show(*arguments, **named)
     except Exception as error:  # of a client, a server or a network: nothing that a night may end by
         get_run_logger().warning("Prefect's server did not take what was to be shown (%s).", type(error).__name__)
         return None
+
+
+def require_server() -> None:
+    """Raise httpx.HTTPError where Prefect's server does not answer.
+
+    Prefect's client tries a server that is away again for a minute, in which a night would stand still.
+    """
+    if api := PREFECT_API_URL.value():
+        httpx.get(f"{api}/health", timeout=_ASK_SECONDS, trust_env=False).raise_for_status()
 
 
 def scored(summary: Summary) -> None:

@@ -6,10 +6,8 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 
 import errno
 import functools
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import Task
@@ -17,11 +15,10 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Failed
 
 from agewatch.errors import AgewatchError
-from agewatch.settings import Settings
+from agewatch.settings import without_paths
 
 _STAYS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 _DELAYS = [5.0, 30.0, 120.0]  # seconds, up to twice as long by chance
-_PATH = re.compile(r"[^\s'\"`(]*/[^\s'\"`),:;]*[^\s'\"`),:;.]")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -72,13 +69,6 @@ def failed(error: Exception) -> State[Any]:
     """The state of what ended with an error, told without paths, and in full on standard error."""
     print(f"agewatch: {error}", file=sys.stderr, flush=True)
     return Failed(message=without_paths(str(error)), data=error)
-
-
-def without_paths(sentence: str) -> str:
-    """A sentence as it may leave the machine: in the place of each path an ellipsis."""
-    for folder in (Settings().home, Settings().model_store, Path()):
-        sentence = sentence.replace(str(folder.resolve()), "…")
-    return _PATH.sub("…", sentence)
 
 
 def _is_tried_again(_task: Any, _run: TaskRun, state: State[Any]) -> bool:

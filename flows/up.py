@@ -32,7 +32,7 @@ from agewatch.nights.ledger import Ledger
 from agewatch.nights.schedule import Planned
 from agewatch.processes import LOOPBACK, interrupted_by_signals
 from agewatch.settings import Settings
-from flows import pages, runs
+from flows import events, pages, runs
 from flows.parts import Part
 
 START_SECONDS = 180.0
@@ -126,6 +126,8 @@ class _Up:
             runs.end_dead(client, self.ledger, after=timedelta(0))
             runs.drop_late(client, datetime.now(UTC))
             self._deploy(client)
+            if any(one.flow == schedule.RETRAIN for one in self.planned):
+                events.ensure_automations()
             now = datetime.now(UTC)
             again = runs.make_up(client, self.ledger, self.planned, now, at_start=True)
             schedule.settle(self.ledger, self.planned, now)

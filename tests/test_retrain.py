@@ -1,10 +1,10 @@
 """From an alarm to a better model, on a real Prefect server: retrain, hold, promote, and tell why."""
 
 import errno
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,16 @@ from agewatch import files, score_archive
 from agewatch.errors import AgewatchError, HeldBackError, LabelError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.labelled import late
+from agewatch.nights.ledger import Ledger
+from agewatch.nights.night import held
 from agewatch.release import gate, records, smoke, store, why
 from agewatch.release.package import package
 from agewatch.scoring import predictions
 from agewatch.scoring.predictions import Key
+from agewatch.settings import without_paths
 from flows import steps
 from flows.events import ensure_automations, tell
-from flows.steps import can_pass, without_paths
+from flows.steps import can_pass
 from monitoring import drift
 
 # isort: split
@@ -204,16 +207,18 @@ def test_a_model_that_a_retraining_left_untested_is_tested_before_it_is_promoted
 
 
 def test_a_second_retraining_is_skipped_and_a_wrong_source_is_told_without_its_path(here: Api, desk: Path) -> None:
-    train = desk / ".agewatch" / "train"
-    train.mkdir(parents=True)
-    with files.lock(train / "retrain.lock", exclusive=True):  # type: ignore[union-attr]
+    with held(Ledger(desk / ".agewatch"), "", "retrain", datetime.now(UTC) - timedelta(minutes=1)):
         state = flows.retrain.retrain(["labelled"], return_state=True)
     assert state.is_completed()
     assert str(state.message).startswith("skipped:")
     state = flows.retrain.retrain(["nowhere"], return_state=True)
     assert state.is_failed()
     assert state.message == "There is no folder, CSV or Parquet file …."
-    shutil.rmtree(train)
+    assert [night.outcome for night in Ledger(desk / ".agewatch").nights(flow="retrain")] == [
+        "done",
+        "skipped",
+        "failed",
+    ]
     told = here.ask("logs/filter", logs={"flow_run_id": {"any_": [str(state.state_details.flow_run_id)]}})
     runs = here.ask("task_runs/filter", flow_runs={"id": {"any_": [str(state.state_details.flow_run_id)]}})
     assert str(desk) not in f"{told} {[run['state'] for run in runs]}"

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agewatch.errors import AgewatchError, UsageError
 from agewatch.nights import schedule
 from agewatch.nights.ledger import TROUBLE, Ledger, News
+from agewatch.settings import without_paths
 
 COMMAND_SECONDS, WEBHOOK_SECONDS = 60.0, 10.0
 WEBHOOK_TRIES, MOST_WAIT_SECONDS = 4, 8.0
@@ -224,6 +225,7 @@ def _item(ledger: Ledger, news: News) -> Item:
             then = row.outcome or "running"
     counts = {name: figures[name] for name in _COUNTS if name in figures}
     drift = (figures.get("cause"), figures.get("since")) if what == "drift" else (None, None)
+    reason = reason and without_paths(reason)  # it leaves the machine
     return Item(news.archive, news.flow, news.due.isoformat(), what, reason, counts, *drift, then)
 
 
