@@ -45,23 +45,32 @@ def _name() -> str:
 
 @flow(name="night", flow_run_name=_name)
 def night(
-    archive_folder: Annotated[str, Field(description="The folder of pictures.")],
-    name: Annotated[str | None, Field(description="The archive's name; its folder's where this is empty.")] = None,
-    model: Annotated[str | None, Field(description="A model file; the store's current where this is empty.")] = None,
-    mode: Annotated[Mode, Field(description="detect: find faces; crop: each picture is one face already.")] = "detect",
-    max_refused: Annotated[Share, Field(description="Refused share of the files read that fails the night.")] = 0.05,
-    max_gone: Annotated[Share, Field(description="Share of the files known before that may be gone.")] = 0.2,
-    exclude: Annotated[list[str] | None, Field(description="What to pass over, as in .gitignore.")] = None,
-    anew_minutes: Annotated[
-        Minutes, Field(description="Minutes a night for files that an older model scored.")
-    ] = 120.0,
-    due: Annotated[datetime | None, Field(description="The night that this makes up for; else leave it empty.")] = None,
+    archive_folder: str,
+    name: str | None = None,
+    model: str | None = None,
+    mode: Mode = "detect",
+    max_refused: Share = 0.05,
+    max_gone: Share = 0.2,
+    exclude: list[str] | None = None,
+    anew_minutes: Minutes = 120.0,
+    due: datetime | None = None,
 ) -> State[None]:
     """Score what is new in an archive, then say whether what arrived has drifted.
 
     The night's row in the ledger says what became of it. A run that is due while another of the archive is still going
     ends as skipped; one that a later night has done the work of ends as covered. Rows are committed whatever the
     outcome.
+
+    Args:
+        archive_folder: The folder of pictures.
+        name: The archive's name; its folder's where this is empty.
+        model: A model file; the store's current where this is empty.
+        mode: `detect`: faces are found; `crop`: each picture is one face already.
+        max_refused: Refused share (0..1) of the files that a night reads above which it fails.
+        max_gone: Share (0..1) of the files of the night before above which files that are gone fail it.
+        exclude: What to pass over, as in .gitignore.
+        anew_minutes: Minutes a night for files that only an older model scored; the baseline's are scored at once.
+        due: The night that this one makes up for; else leave it empty.
     """
     settings, archive = Settings(), schedule.archive_of(archive_folder, name)
     ledger, run = Ledger(settings.home), str(flow_run.id)
