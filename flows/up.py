@@ -27,11 +27,12 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from agewatch.errors import AgewatchError, TableError, UsageError
 from agewatch.files import lock
-from agewatch.nights import retention, schedule
+from agewatch.nights import schedule
 from agewatch.nights.ledger import Ledger
 from agewatch.nights.schedule import Planned
 from agewatch.processes import LOOPBACK, interrupted_by_signals
 from agewatch.settings import Settings
+from agewatch.upkeep import retention
 from flows import events, pages, runs
 from flows.parts import Part
 

@@ -25,6 +25,7 @@ MAY_IMPORT = {  # rooms that a room may import beside itself
     "release": {"labelled", "scoring", "estimator", *GROUND},
     "serving": {"estimator", *GROUND},
     "nights": {"release", "labelled", "scoring", "estimator", *GROUND},
+    "upkeep": {"nights", "release", "labelled", "scoring", "estimator", *GROUND},
 }
 WINGS = {*MAY_IMPORT} - {"handler"}
 MAY_IMPORT |= {  # the upper floors

@@ -22,9 +22,9 @@ from agewatch.scoring.score import Summary
 
 if TYPE_CHECKING:  # they bring pandas, which scoring does without
     from agewatch.labelled.evaluate import Evaluation
-    from agewatch.nights.finding import Finding
     from agewatch.release.gate import Record
     from agewatch.scoring.archives import Archive
+    from agewatch.upkeep.finding import Finding
     from monitoring.error import MeasuredError
     from monitoring.record import DriftRun
 

@@ -1,5 +1,5 @@
 """The nights: what is due when, what became of it, and how it is told.
 
-`schedule` reads `prefect.yaml`; `ledger` holds a row for each night that was due, written by the flow itself.
-`backup` and `restore` keep a home, `retention` clears away what is old, `doctor` says what is wrong.
+`schedule` reads `prefect.yaml`, which `init` writes; `ledger` holds a row for each night that was due, and `night`
+writes it; `status` and `alerts` tell of them.
 """

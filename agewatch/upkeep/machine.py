@@ -18,10 +18,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from agewatch.errors import TableError
-from agewatch.nights.finding import Finding
 from agewatch.processes import LOOPBACK
 from agewatch.scoring.predictions import open_table
 from agewatch.settings import Settings
+from agewatch.upkeep.finding import Finding
 
 PREFECT_PORT, SERVE_PORT = 4200, 8080
 WHY = {

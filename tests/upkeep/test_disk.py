@@ -9,7 +9,7 @@ SMALL = """
 import json, subprocess, sys
 from pathlib import Path
 from agewatch.errors import AgewatchError
-from agewatch.nights.disk import room_for_a_night
+from agewatch.upkeep.disk import room_for_a_night
 from agewatch.settings import Settings
 disk = Path(sys.argv[1])
 

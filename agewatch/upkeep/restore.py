@@ -18,7 +18,11 @@ from pydantic import ValidationError
 
 from agewatch.errors import AgewatchError, UsageError
 from agewatch.files import lock
-from agewatch.nights.backup import (
+from agewatch.release import store
+from agewatch.release.store import POINTER_FILE
+from agewatch.scoring import predictions
+from agewatch.settings import Settings
+from agewatch.upkeep.backup import (
     FORMAT,
     HEAD,
     LEDGER,
@@ -33,10 +37,6 @@ from agewatch.nights.backup import (
     aside,
     sweep,
 )
-from agewatch.release import store
-from agewatch.release.store import POINTER_FILE
-from agewatch.scoring import predictions
-from agewatch.settings import Settings
 
 STAGE = ".restoring"
 """In a home: what is being restored, or what a killed restore left."""

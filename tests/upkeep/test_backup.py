@@ -22,14 +22,14 @@ from rows import row
 
 from agewatch import api
 from agewatch.errors import AgewatchError, UsageError
-from agewatch.nights.backup import backup
-from agewatch.nights.restore import restore
 from agewatch.release import store
 from agewatch.scoring import archives, baseline, predictions
 from agewatch.scoring.beside import folder_of
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.writer import TIDY_COMMITS, Writer
 from agewatch.settings import Settings
+from agewatch.upkeep.backup import backup
+from agewatch.upkeep.restore import restore
 
 AGEWATCH = str(Path(sys.executable).with_name("agewatch"))
 

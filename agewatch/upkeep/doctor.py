@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from agewatch.errors import AgewatchError
-from agewatch.nights import condition, machine
-from agewatch.nights.finding import Check, Finding
 from agewatch.settings import Settings
+from agewatch.upkeep import condition, machine
+from agewatch.upkeep.finding import Check, Finding
 
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {

@@ -18,14 +18,14 @@ from pathlib import Path
 
 from agewatch.errors import AgewatchError, TableError
 from agewatch.files import lock
-from agewatch.nights.clearing import Cleared, age, folders
-from agewatch.nights.restore import STAGE
-from agewatch.nights.training_runs import clear_runs
 from agewatch.release import store
 from agewatch.scoring import predictions
 from agewatch.scoring.beside import FOLDER, SUMMARIES, name_of
 from agewatch.scoring.predictions import LOCK_FILE, open_table
 from agewatch.settings import Settings
+from agewatch.upkeep.clearing import Cleared, age, folders
+from agewatch.upkeep.restore import STAGE
+from agewatch.upkeep.training_runs import clear_runs
 
 REPORTS = 90
 """Reports of an archive that are kept whole: a quarter of nights, some 5 MB each. Older ones stay only where a drift

@@ -13,11 +13,11 @@ from pathlib import Path
 from agewatch.errors import AgewatchError, ModelError
 from agewatch.estimator.model import AgeModel
 from agewatch.nights import schedule
-from agewatch.nights.disk import existing, room_for_a_night
-from agewatch.nights.finding import Finding
 from agewatch.release import store
 from agewatch.scoring import predictions
 from agewatch.settings import Settings
+from agewatch.upkeep.disk import existing, room_for_a_night
+from agewatch.upkeep.finding import Finding
 
 _MOST_LOOKED_AT = 50_000
 _OTHERS = 0o077

@@ -14,13 +14,14 @@ from models import model_file
 from rows import row
 
 from agewatch.errors import ModelError
-from agewatch.nights import condition, doctor, init, machine
-from agewatch.nights.finding import Check, Finding
+from agewatch.nights import init
 from agewatch.processes import LOOPBACK, free_ports
 from agewatch.release import store
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.writer import Writer
 from agewatch.settings import Settings
+from agewatch.upkeep import condition, doctor, machine
+from agewatch.upkeep.finding import Check, Finding
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from agewatch.errors import ModelError
-from agewatch.nights.backup import record_files
-from agewatch.nights.clearing import Cleared, age, folders
+from agewatch.upkeep.backup import record_files
+from agewatch.upkeep.clearing import Cleared, age, folders
 
 WHOLE = 2
 """The newest runs, 261 MB each with their checkpoints: one to package or look into, and the one before."""

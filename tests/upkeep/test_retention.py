@@ -13,14 +13,14 @@ from models import model_file
 from rows import row
 
 from agewatch.estimator.model import AgeModel
-from agewatch.nights import retention
 from agewatch.nights.ledger import Ledger
-from agewatch.nights.retention import tidy
 from agewatch.scoring import predictions
 from agewatch.scoring.beside import folder_of
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.writer import Writer
 from agewatch.settings import Settings
+from agewatch.upkeep import retention
+from agewatch.upkeep.retention import tidy
 
 NOW = datetime.now(UTC)
 

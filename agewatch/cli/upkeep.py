@@ -17,8 +17,8 @@ def backup(
     as_json: JsonOption = False,
 ) -> None:
     """Write one file with all that can't be made again: rows, baselines, labels, canaries, models, ledger, schedule."""
-    from agewatch.nights import backup as room
     from agewatch.nights.schedule import FILE
+    from agewatch.upkeep import backup as room
 
     kept = room.backup(Settings(), file, FILE)
     told = (
@@ -34,8 +34,8 @@ def restore(
     as_json: JsonOption = False,
 ) -> None:
     """Make a home from a backup; one that holds a table is not touched. AGEWATCH_HOME says where."""
-    from agewatch.nights import restore as room
     from agewatch.nights.schedule import FILE
+    from agewatch.upkeep import restore as room
 
     restored = room.restore(Settings(), file, FILE)
     told = f"{restored.home} is as it was at {restored.made_at}: {', '.join(restored.archives) or 'no archive'}."
@@ -46,7 +46,7 @@ def restore(
 def doctor(as_json: JsonOption = False) -> None:
     """Look at all that nights depend on, and say what is wrong and how to mend it. Ends with 1 where something is."""
     from agewatch.cli import display
-    from agewatch.nights.doctor import examine
+    from agewatch.upkeep.doctor import examine
 
     findings = examine(Settings())
     is_wrong = any(finding.state == "wrong" for finding in findings)
