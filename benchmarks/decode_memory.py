@@ -72,8 +72,8 @@ def main() -> None:
         + table(["kind", "bytes a pixel", "charged", "limit of 2 workers, megapixels"], rows)
         + f"\n\n{AT_ONCE} of the largest allowed at once on {WORKERS} workers, faces looked for: peak"
         f" memory (PSS) of all processes, of a budget of {BUDGET_GB:g} GB. What takes more than"
-        f" {pool.ITEM_SECONDS:.0f} seconds is given up (`decoder_failed`): seconds depend on what else the machine"
-        f" does.\n\n" + table(["kind", "megapixels each", "statuses", "peak GB", "seconds"], largest),
+        f" {pool.ITEM_SECONDS:.0f} seconds of a core is given up (`decoder_failed`).\n\n"
+        + table(["kind", "megapixels each", "statuses", "peak GB", "seconds"], largest),
     )
     if over := [row[0] for row in rows if float(row[1]) > float(row[2])]:
         raise ValueError(f"These cost more than they are charged: {over}.")

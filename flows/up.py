@@ -47,6 +47,8 @@ ALERT_SECONDS = 60.0
 KEPT_DAYS = 90
 """Prefect's own records of runs that ended before are deleted; the ledger keeps its rows."""
 LOCK = "up.lock"
+_CALM = {"LATE_RUNS": "30", "PAUSE_EXPIRATIONS": "300", "CLEANUP_RECONCILER": "60", "REPOSSESSOR": "60"}
+"""How often Prefect's server looks after what a night a day hardly needs; every 5 seconds by its own default."""
 _TIDIED = "tidied"
 _LOCK_TRIES = 10
 _LOOK_SECONDS = 1.0
@@ -289,14 +291,18 @@ def _environment(wanted: Wanted, home: Path) -> dict[str, str]:
         if not url:
             raise UsageError("--no-server needs a Prefect server: name its address in PREFECT_API_URL.")
         return told | {"PREFECT_API_URL": str(url)}
-    vacuum = "PREFECT_SERVER_SERVICES_DB_VACUUM"
-    return told | {
-        "PREFECT_HOME": str(home / "prefect"),
-        "PREFECT_API_URL": f"http://{LOOPBACK}:{wanted.port}/api",
-        "PREFECT_SERVER_UI_API_URL": f"http://{LOOPBACK}:{wanted.port}/api",
-        f"{vacuum}_ENABLED": "events,flow_runs",
-        f"{vacuum}_RETENTION_PERIOD": str(KEPT_DAYS * 24 * 60 * 60),
-    }
+    services = "PREFECT_SERVER_SERVICES"
+    return (
+        told
+        | {f"{services}_{name}_LOOP_SECONDS": seconds for name, seconds in _CALM.items()}
+        | {
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_API_URL": f"http://{LOOPBACK}:{wanted.port}/api",
+            "PREFECT_SERVER_UI_API_URL": f"http://{LOOPBACK}:{wanted.port}/api",
+            f"{services}_DB_VACUUM_ENABLED": "events,flow_runs",
+            f"{services}_DB_VACUUM_RETENTION_PERIOD": str(KEPT_DAYS * 24 * 60 * 60),
+        }
+    )
 
 
 def _answers(api: str) -> bool:

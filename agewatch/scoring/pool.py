@@ -13,17 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from ctypes import c_double
+from ctypes import Array, c_double
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any, Generic, TypeVar
+
+import psutil
 
 from agewatch.errors import AgewatchError
 from agewatch.processes import end_with_parent, uninterrupted
 
 ITEM_SECONDS = 60.0
-"""An item that takes longer hangs its reader or decoder: the worker is killed."""
+"""An item that takes longer hangs its reader or decoder: the worker is killed. Where other jobs keep the cores from a
+worker that is at work, its own time on them is counted, and MOST_SECONDS are the limit."""
+MOST_SECONDS = 600.0
+_AT_WORK = 0.1  # of the time on a core: one that waits for a disk has less
 _LONE_TRIES = 2  # a worker may also be killed by somebody else
 _POLL_SECONDS = 1.0
 
@@ -160,7 +165,8 @@ class _Worker:
 
     def _start(self) -> None:
         context = get_context("spawn")
-        self._item_started = context.RawValue("d")  # by the monotonic clock, which all processes share
+        # By the monotonic clock, which all processes share, and the worker's own time on a core.
+        self._item_started = context.RawArray("d", 2)
         self._executor = ProcessPoolExecutor(1, context, _receive, (self._task, self._item_started))
         with uninterrupted():
             self._opened = self._executor.submit(_open)
@@ -174,14 +180,20 @@ class _Worker:
             return self._submit(items)
 
     def _submit(self, items: Sequence[Any]) -> Future[Any]:
-        self.pid()
-        self._item_started.value = monotonic()
+        self._item_started[:] = [monotonic(), _core_seconds(self.pid()) or 0.0]
         return self._executor.submit(_work_on, items)
 
     def hangs(self) -> bool:
         """Tell whether the item that is worked on has taken too long."""
-        started: float = self._item_started.value
-        return monotonic() - started > ITEM_SECONDS
+        started, core_seconds = self._item_started
+        passed = monotonic() - started
+        if passed <= ITEM_SECONDS:
+            return False
+        used = _core_seconds(self.pid())
+        if used is None:
+            return True
+        own = used - core_seconds
+        return not _AT_WORK * passed < own < ITEM_SECONDS or passed > MOST_SECONDS
 
     def restart(self) -> None:
         """Replace a process that died."""
@@ -212,11 +224,20 @@ class _Worker:
 
 
 _task: Task[Any, Any]  # these three are of a worker process
-_item_started: c_double
+_item_started: Array[c_double]
 _work: Work[Any, Any]
 
 
-def _receive(task: Task[Any, Any], item_started: c_double) -> None:
+def _core_seconds(pid: int) -> float | None:
+    """What a process had of the cores so far; None where it is dead."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return None
+    return float(times.user + times.system)
+
+
+def _receive(task: Task[Any, Any], item_started: Array[c_double]) -> None:
     global _task, _item_started
     _task, _item_started = task, item_started
 
@@ -238,4 +259,4 @@ def _work_on(items: Sequence[Any]) -> Any:
 
 
 def _note_start() -> None:
-    _item_started.value = monotonic()
+    _item_started[:] = [monotonic(), process_time()]

@@ -325,6 +325,20 @@ def test_a_picture_that_breaks_its_decoder_costs_only_itself(
     assert told in bad["error"]
 
 
+def test_a_picture_that_other_jobs_keep_the_cores_from_is_waited_for(
+    tmp_path: Path, model_folder: Path, cache: Path
+) -> None:
+    """Seven seconds, under four of them on a core: it is at work, and slow only as the machine is."""
+    at_work = (
+        "[[sum(range(10_000)) for _ in iter(lambda: time.process_time() < mark + 0.25, False)] and time.sleep(0.3)"
+    )
+    does = f"{at_work} for mark in map(lambda _: time.process_time(), range(12))]"
+    running = start_on_a_breaking_picture(does, tmp_path, model_folder, cache)
+    answer, complaint = running.communicate()
+    assert running.returncode == 0, complaint
+    assert json.loads(answer) == [{}, 21]
+
+
 def test_an_interrupted_run_does_not_wait_for_a_picture_that_hangs(
     tmp_path: Path, model_folder: Path, cache: Path
 ) -> None:
