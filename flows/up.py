@@ -106,6 +106,7 @@ class _Up:
                             before=self._before_worker)  # fmt: skip
         self._serve = part("torchserve", "-m", "agewatch", "serve") if wanted.serve else None
         self._model: object = None
+        self._said = wanted.file.read_bytes()
         self._swept = time.monotonic()
         self._alert: subprocess.Popen[str] | None = None
         self._alerted, self._next_alert = 0, 0.0
@@ -129,8 +130,6 @@ class _Up:
             runs.end_dead(client, self.ledger, after=timedelta(0))
             runs.drop_late(client, datetime.now(UTC))
             self._deploy(client)
-            if any(one.flow == schedule.RETRAIN for one in self.planned):
-                events.ensure_automations()
             now = datetime.now(UTC)
             again = runs.make_up(client, self.ledger, self.planned, now, at_start=True)
             schedule.settle(self.ledger, self.planned, now)
@@ -180,6 +179,7 @@ class _Up:
         now = datetime.now(UTC)
         schedule.settle(self.ledger, self.planned, now)
         with self._client() as client:
+            self._follow_the_file(client)
             ended = runs.end_dead(client, self.ledger, after=UNTOLD)
             again = runs.make_up(client, self.ledger, self.planned, now, at_start=False)
         if ended:
@@ -192,6 +192,20 @@ class _Up:
             self._model = self._current_model()
             self.tell("The current model changed: TorchServe is started again with it.")
             self._serve.stop()
+
+    def _follow_the_file(self, client: SyncPrefectClient) -> None:
+        """Deploy what `prefect.yaml` says now, where somebody has changed it; what is wrong in it is told once."""
+        try:
+            said = self.wanted.file.read_bytes()
+            if said == self._said:
+                return
+            self._said = said
+            self.planned = schedule.read(self.wanted.file)
+            self._deploy(client)
+        except (UsageError, OSError) as error:
+            self.tell(f"{error} What it said before goes on.")
+            return
+        self.tell(f"{self.wanted.file} was changed and is deployed anew:\n{self.nights()}")
 
     def _send_alerts(self) -> None:
         """Send what is new where `prefect.yaml` says so, in a process of its own: a channel may take minutes."""
@@ -240,6 +254,8 @@ class _Up:
         done = subprocess.run(command, env={**os.environ, **self._env}, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UsageError(f"{file} can't be deployed: {' '.join((done.stdout + done.stderr).split())[-400:]}")
+        if any(one.flow == schedule.RETRAIN for one in self.planned):
+            events.ensure_automations()
         known = {one.deployment for one in self.planned}
         for deployment in client.read_deployments() if self.wanted.server else ():
             if deployment.work_pool_name == runs.POOL and deployment.name not in known:
