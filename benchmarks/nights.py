@@ -313,7 +313,8 @@ def _lie(desk: Desk, row: Night, others: list[Night]) -> str | None:
         "missed": lambda: any(word in what for what in near for word in ("kill", "stop", "full", "held", "is away")),
         "gone": lambda: any(f"{row.archive} is away" in what for what in near),
         "failed": lambda: any("full" in what for what in near),
-        "stopped": lambda: any("told to stop" in what for what in near),
+        # A flow whose worker is killed is told to stop by what stood between them.
+        "stopped": lambda: any("told to stop" in what or "kill -9 worker" in what for what in near),
         "skipped": lambda: _was_running(row, others),
     }
     if row.outcome is None:

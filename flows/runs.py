@@ -10,12 +10,12 @@ from uuid import UUID
 import psutil
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
     FlowRunFilter,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import DeploymentResponse
@@ -31,6 +31,7 @@ POOL = "local"
 MOST_ATTEMPTS = 3
 """So many runs a night may take; then it waits for the next night."""
 _UNDER_WAY = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+_PAGE = 200  # Prefect's own limit
 _RUN_ID = "PREFECT__FLOW_RUN_ID"  # in the environment of each flow's process
 
 
@@ -47,26 +48,32 @@ def processes() -> dict[UUID, list[psutil.Process]]:
     return found
 
 
-def end_dead(client: SyncPrefectClient, ledger: Ledger, *, after: timedelta) -> list[str]:
+def end_dead(
+    client: SyncPrefectClient, ledger: Ledger, planned: list[Planned], *, after: timedelta, is_ours: bool
+) -> list[str]:
     """End runs that Prefect takes for alive and that have no process on this machine, as the ledger says they ended.
 
-    A state that is younger than `after` is left: a worker needs a moment to start a process, or to tell its end.
-    Returns the names of the runs that were ended.
+    A state that is younger than `after` is left: a worker needs a moment to start a process, or to tell its end. Where
+    the server is not `is_ours`, other machines may have workers of the same pool, and only runs that have a row in this
+    ledger are ended. Returns the names of the runs that were ended.
     """
     ended = []
     alive = processes()
-    for run in _runs(client, _UNDER_WAY):
+    for run in _runs(client, planned, _UNDER_WAY):
+        night = ledger.of_run(str(run.id))
         if run.id in alive or run.state is None or datetime.now(UTC) - run.state.timestamp < after:
             continue
-        state = _how_it_ended(run.state, ledger.of_run(str(run.id)))
+        if night is None and not is_ours:
+            continue
+        state = _how_it_ended(run.state, night)
         client.set_flow_run_state(run.id, state, force=True)
         ended.append(run.name)
     return ended
 
 
-def drop_late(client: SyncPrefectClient, now: datetime) -> int:
+def drop_late(client: SyncPrefectClient, planned: list[Planned], now: datetime) -> int:
     """Cancel runs that were due and did not begin; `make_up` starts one an archive in their place. Returns how many."""
-    late = list(_runs(client, [StateType.SCHEDULED], before=now))
+    late = list(_runs(client, planned, [StateType.SCHEDULED], before=now))
     for run in late:
         state: State = Cancelled(message="It was due while agewatch was not up; one run makes up for all of these.")
         client.set_flow_run_state(run.id, state, force=True)
@@ -132,13 +139,16 @@ def _how_it_ended(state: State, night: Night | None) -> State:
     return Crashed(message=reason)
 
 
-def _runs(client: SyncPrefectClient, types: list[StateType], before: datetime | None = None) -> Iterator[FlowRun]:
+def _runs(
+    client: SyncPrefectClient, planned: list[Planned], types: list[StateType], before: datetime | None = None
+) -> Iterator[FlowRun]:
+    """Runs of our deployments in these types of state."""
     expected = None if before is None else FlowRunFilterExpectedStartTime.model_validate({"before_": before})
     asked = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)), expected_start_time=expected
     )
-    pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
+    ours = DeploymentFilter(name=DeploymentFilterName(any_=[one.deployment for one in planned]))
     found: list[FlowRun] = []
-    while page := client.read_flow_runs(flow_run_filter=asked, work_pool_filter=pool, offset=len(found), limit=200):
+    while page := client.read_flow_runs(flow_run_filter=asked, deployment_filter=ours, offset=len(found), limit=_PAGE):
         found += page
     yield from found

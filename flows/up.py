@@ -127,8 +127,8 @@ class _Up:
         self._wait_for_server()
         with self._client() as client:
             _make_pool(client)
-            runs.end_dead(client, self.ledger, after=timedelta(0))
-            runs.drop_late(client, datetime.now(UTC))
+            self._end_dead(client, timedelta(0))
+            runs.drop_late(client, self.planned, datetime.now(UTC))
             self._deploy(client)
             now = datetime.now(UTC)
             again = runs.make_up(client, self.ledger, self.planned, now, at_start=True)
@@ -180,7 +180,7 @@ class _Up:
         schedule.settle(self.ledger, self.planned, now)
         with self._client() as client:
             self._follow_the_file(client)
-            ended = runs.end_dead(client, self.ledger, after=UNTOLD)
+            ended = self._end_dead(client, UNTOLD)
             again = runs.make_up(client, self.ledger, self.planned, now, at_start=False)
         if ended:
             self.tell(f"Ended without a word: {', '.join(ended)}.")
@@ -192,6 +192,9 @@ class _Up:
             self._model = self._current_model()
             self.tell("The current model changed: TorchServe is started again with it.")
             self._serve.stop()
+
+    def _end_dead(self, client: SyncPrefectClient, after: timedelta) -> list[str]:
+        return runs.end_dead(client, self.ledger, self.planned, after=after, is_ours=self.wanted.server)
 
     def _follow_the_file(self, client: SyncPrefectClient) -> None:
         """Deploy what `prefect.yaml` says now, where somebody has changed it; what is wrong in it is told once."""
