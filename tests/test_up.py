@@ -56,7 +56,7 @@ def test_init_writes_what_up_and_prefect_read(tmp_path: Path, monkeypatch: pytes
     [
         (["nowhere"], None, "There is no folder"),
         (["a"], "Mars/Olympus", "no time zone"),
-        (["a", "b/a"], None, "one name"),
+        (["a", "b/a"], None, "named a"),
     ],
 )
 def test_init_refuses_what_can_not_be_scored(
@@ -68,6 +68,18 @@ def test_init_refuses_what_can_not_be_scored(
     with pytest.raises(UsageError, match=sentence):
         init.write([Path(name) for name in archives], labelled=[], at=time_of_day(1), timezone=zone)
     assert not (tmp_path / "prefect.yaml").exists()
+
+
+def test_archives_of_one_folder_name_are_told_apart_by_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b/a", "c=d"):
+        (tmp_path / name).mkdir(parents=True)
+    init.write([Path("a"), Path("press=b/a"), Path("c=d")], labelled=[], at=time_of_day(1), timezone="UTC")
+    assert {each.archive: each.folder for each in schedule.read()} == {
+        "a": str(tmp_path / "a"),
+        "press": str(tmp_path / "b" / "a"),
+        "c=d": str(tmp_path / "c=d"),
+    }
 
 
 def test_the_file_of_the_repository_is_what_init_writes_and_is_replaced(

@@ -15,7 +15,7 @@ _AT = datetime(1900, 1, 1, 1)  # typer knows no time of day
 
 @app.command()
 def init(
-    archives: Annotated[list[Path], typer.Argument(metavar="ARCHIVE...", help="Folders of pictures.")],
+    archives: Annotated[list[Path], typer.Argument(metavar="ARCHIVE...", help="Folders of pictures, or NAME=FOLDER.")],
     labelled: Annotated[
         list[Path] | None, typer.Option("--labelled", metavar="DATA", help="Labelled pictures to train on.")
     ] = None,

@@ -22,13 +22,16 @@ def write(
 ) -> dict[str, Path]:
     """Write the file for nights at a time of day, and return the archives by name.
 
+    An archive is a folder, by whose name it is known, or `NAME=FOLDER`.
     `timezone` is an IANA name; None is this machine's. A file that is there is replaced only where nobody has changed
     it since it came with the repository. Raises UsageError where a folder is not there, two archives would have one
     name, the time zone is unknown, or the file is somebody's.
     """
-    named = {archive_of(str(folder), None): folder.resolve() for folder in archives}
-    if len(named) < len(archives):
-        raise UsageError("Two archives have folders of one name: score one with `agewatch score --archive NAME` first.")
+    pairs = [_named(str(told)) for told in archives]
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        twice = next(name for name in named if [name for name, _ in pairs].count(name) > 1)
+        raise UsageError(f"Two archives would be named {twice}: name one of them, as NAME=FOLDER.")
     for folder in named.values():
         if not folder.is_dir():
             raise UsageError(f"There is no folder {folder}.")
@@ -45,6 +48,13 @@ def write(
     folders = {name: str(folder) for name, folder in named.items()}
     write_text(file, _rendered(folders, [str(source.resolve()) for source in labelled], at, zone))
     return named
+
+
+def _named(told: str) -> tuple[str, Path]:
+    name, sign, folder = told.partition("=")
+    if sign and name and not Path(told).exists():
+        return archive_of(folder, name), Path(folder).resolve()
+    return archive_of(told, None), Path(told).resolve()
 
 
 def example() -> str:
