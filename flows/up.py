@@ -40,6 +40,8 @@ START_SECONDS = 180.0
 """So long Prefect's server may take to answer; its first start makes its database."""
 SWEEP_SECONDS = 30.0
 """So often dead runs are ended and unfinished nights made up for."""
+MOST_IN_VAIN = 4
+"""After so many looks in vain a server that does not answer is started again."""
 UNTOLD = timedelta(seconds=45)
 """A worker may take so long to start a run's process, or to tell its end."""
 ALERT_SECONDS = 60.0
@@ -106,6 +108,7 @@ class _Up:
                             before=self._before_worker)  # fmt: skip
         self._serve = part("torchserve", "-m", "agewatch", "serve") if wanted.serve else None
         self._model: object = None
+        self._in_vain = 0
         self._said = wanted.file.read_bytes()
         self._swept = time.monotonic()
         self._alert: subprocess.Popen[str] | None = None
@@ -149,8 +152,14 @@ class _Up:
                 self._swept = time.monotonic()
                 try:
                     self._sweep()
+                    self._in_vain = 0
                 except (httpx.HTTPError, AgewatchError, OSError) as error:
+                    self._in_vain += 1
                     self.tell(f"The nights can't be looked after now ({error}); it is tried again.")
+                if self._server is not None and self._in_vain >= MOST_IN_VAIN and not _answers(self.api):
+                    self._in_vain = 0
+                    self.tell("Prefect's server runs and does not answer: it is started again.")
+                    self._server.stop()
 
     def stop(self) -> None:
         """Stop all: the worker first, so that it starts nothing, then what it has started, then the others."""
