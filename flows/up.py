@@ -185,8 +185,17 @@ class _Up:
         return "\n".join(lines)
 
     def _sweep(self) -> None:
+        """Look after the ledger, which needs nobody, and then after Prefect's runs."""
         now = datetime.now(UTC)
         schedule.settle(self.ledger, self.planned, now)
+        self._send_alerts()
+        self._tidy(now)
+        if self._serve is not None and self._current_model() != self._model:
+            self._model = self._current_model()
+            self.tell("The current model changed: TorchServe is started again with it.")
+            self._serve.stop()
+        if not _answers(self.api):  # its client would try again for minutes
+            raise AgewatchError("Prefect's server does not answer")
         with self._client() as client:
             self._follow_the_file(client)
             ended = self._end_dead(client, UNTOLD)
@@ -195,12 +204,6 @@ class _Up:
             self.tell(f"Ended without a word: {', '.join(ended)}.")
         if again:
             self.tell(f"Made up for: {', '.join(again)}.")
-        self._send_alerts()
-        self._tidy(now)
-        if self._serve is not None and self._current_model() != self._model:
-            self._model = self._current_model()
-            self.tell("The current model changed: TorchServe is started again with it.")
-            self._serve.stop()
 
     def _end_dead(self, client: SyncPrefectClient, after: timedelta) -> list[str]:
         return runs.end_dead(client, self.ledger, self.planned, after=after, is_ours=self.wanted.server)
