@@ -18,6 +18,7 @@ from prefect.events.actions import DoNothing, RunDeployment
 from prefect.exceptions import ObjectNotFound, PrefectException
 
 from agewatch.errors import UsageError
+from agewatch.nights.schedule import AUTOMATIONS
 from agewatch.release import loop, records
 from agewatch.release.loop import LIMITS, Limits, Wanted
 from agewatch.settings import Settings
@@ -69,7 +70,7 @@ def automations(deployment: UUID) -> list[AutomationCore]:
     because = {"because": {"__prefect_kind": "jinja", "template": "{{ event.payload['because'] }}"}}
     return [
         AutomationCore(
-            name="agewatch: retrain where it is wanted",
+            name=AUTOMATIONS[0],
             description="The people changed, or the error by labels rose, and there are enough new labels.",
             trigger=_each({WANTED}, "retrain"),
             actions=[
@@ -77,7 +78,7 @@ def automations(deployment: UUID) -> list[AutomationCore]:
             ],
         ),
         AutomationCore(
-            name="agewatch: look where a camera or this machine changed",
+            name=AUTOMATIONS[1],
             description="Nothing is trained; the event says what to look at.",
             trigger=_each({DRIFT}, "look"),
             actions=[DoNothing()],

@@ -3,6 +3,7 @@
 The address holds a secret, as other users of the machine could read the pages otherwise.
 """
 
+import json
 import secrets
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from typing import Any
 from agewatch.files import write_json
 from agewatch.processes import LOOPBACK
 from flows.shown import PAGES
+
+_ADDRESS = "pages-address.json"  # kept, so that the links of earlier nights go on opening
 
 
 class _Pages(SimpleHTTPRequestHandler):
@@ -49,8 +52,14 @@ def shown(home: Path, reports: Path, api: str) -> Iterator[str]:
     """
     file = home / PAGES
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    secret = secrets.token_urlsafe(16)
-    server = ThreadingHTTPServer((LOOPBACK, 0), partial(_Pages, secret=secret, directory=str(reports)))
+    port, secret = _address(file.with_name(_ADDRESS))
+    handler = partial(_Pages, secret=secret, directory=str(reports))
+    try:
+        server = ThreadingHTTPServer((LOOPBACK, port), handler)
+    except OSError:  # somebody else has the port by now
+        server = ThreadingHTTPServer((LOOPBACK, 0), handler)
+    write_json(file.with_name(_ADDRESS), {"port": server.server_port, "secret": secret})
+    file.with_name(_ADDRESS).chmod(0o600)
     url = f"http://{LOOPBACK}:{server.server_port}/{secret}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 5.0}, daemon=True)
     thread.start()
@@ -62,3 +71,12 @@ def shown(home: Path, reports: Path, api: str) -> Iterator[str]:
         file.unlink(missing_ok=True)
         server.shutdown()
         server.server_close()
+
+
+def _address(file: Path) -> tuple[int, str]:
+    """The port and the secret of the time before; 0, which is any port, and a new secret, where there was none."""
+    try:
+        told = json.loads(file.read_text())
+        return int(told["port"]), str(told["secret"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, secrets.token_urlsafe(16)

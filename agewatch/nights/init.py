@@ -36,7 +36,7 @@ def write(
         if not folder.is_dir():
             raise UsageError(f"There is no folder {folder}.")
     for source in labelled:
-        if not source.exists():
+        if not source.exists() and not str(source).startswith("labels:"):
             raise UsageError(f"There are no labelled pictures at {source}.")
     zone = timezone or local_timezone()
     try:
@@ -46,8 +46,13 @@ def write(
     if file.exists() and file.read_text(encoding="utf-8") != example():
         raise UsageError(f"{file} is there already: change it by hand, or move it away first.")
     folders = {name: str(folder) for name, folder in named.items()}
-    write_text(file, _rendered(folders, [str(source.resolve()) for source in labelled], at, zone))
+    write_text(file, _rendered(folders, [_source(source) for source in labelled], at, zone))
     return named
+
+
+def _source(told: Path) -> str:
+    """Labelled pictures as a flow takes them: `labels:ARCHIVE` stands for labels of an archive."""
+    return str(told) if str(told).startswith("labels:") else str(told.resolve())
 
 
 def _named(told: str) -> tuple[str, Path]:

@@ -20,6 +20,8 @@ from agewatch.nights.night import end_dead
 
 FILE = Path("prefect.yaml")
 """Where it lies: in the folder in which agewatch is run."""
+AUTOMATIONS = ("agewatch: retrain where it is wanted", "agewatch: look where a camera or this machine changed")
+"""The names of what Prefect does on its own: `flows.events` makes them."""
 NIGHT, RETRAIN = "night", "retrain"
 """The flows that leave rows in the ledger."""
 MOST_GRACE = timedelta(minutes=15)

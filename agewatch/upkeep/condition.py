@@ -141,7 +141,8 @@ def nights(_settings: Settings) -> Iterator[Finding]:
             yield _folder(planned.archive, Path(planned.folder))
         else:
             sources = planned.parameters.get("sources") or ()
-            for source in [str(source) for source in sources if not os.access(str(source), os.R_OK)]:
+            on_disk = [str(source) for source in sources if not str(source).startswith("labels:")]
+            for source in [source for source in on_disk if not os.access(source, os.R_OK)]:
                 told = f"The labelled pictures {source} of {planned.deployment} are not there, or can't be read."
                 yield Finding("schedule", "wrong", told, f"ls -ld {_quoted(Path(source))}")
 

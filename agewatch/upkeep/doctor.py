@@ -21,6 +21,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "table": condition.table,
         "model": condition.model,
         "schedule": condition.nights,
+        "automations": machine.automations,
     }
 )
 """All checks by the names that a person sees, in the order in which they are told."""

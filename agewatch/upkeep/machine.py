@@ -13,11 +13,14 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from platform import python_version
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from agewatch.errors import TableError
+from agewatch.errors import TableError, UsageError
+from agewatch.nights import schedule
+from agewatch.nights.schedule import AUTOMATIONS
 from agewatch.processes import LOOPBACK
 from agewatch.scoring.predictions import open_table
 from agewatch.settings import Settings
@@ -96,6 +99,32 @@ def ports(settings: Settings) -> Iterator[Finding]:
         yield Finding("ports", "warn", told, who(SERVE_PORT))
 
 
+def automations(settings: Settings) -> Iterator[Finding]:
+    """Does Prefect react to drift, where a retraining is planned and `agewatch up` runs?"""
+    try:
+        if not any(planned.flow == schedule.RETRAIN for planned in schedule.read()):
+            return
+    except UsageError:  # `schedule` tells
+        return
+    try:
+        api = json.loads((settings.home / "nights" / "pages.json").read_text())["api"]
+    except (OSError, ValueError, KeyError):
+        yield Finding("automations", "ok", "`agewatch up` does not run, so Prefect was not asked for them.")
+        return
+    found = _asked(f"{api}/automations/filter", b"{}")
+    if not isinstance(found, list):
+        yield Finding("automations", "warn", "Prefect's server does not answer, so its automations are not known.")
+        return
+    enabled = {each["name"]: each["enabled"] for each in found}
+    if lacking := [name for name in AUTOMATIONS if name not in enabled]:
+        told = f"Prefect does not have {' and '.join(lacking)}: drift starts no retraining."
+        yield Finding("automations", "wrong", told, "agewatch up")
+    elif paused := [name for name in AUTOMATIONS if not enabled[name]]:
+        yield Finding("automations", "warn", f"Paused on Prefect's page: {' and '.join(paused)}.")
+    else:
+        yield Finding("automations", "ok", "Prefect reacts to drift.")
+
+
 def telemetry(_settings: Settings) -> Iterator[Finding]:
     """Is it off in what the flows run, and in a Prefect server that runs?"""
     # Asked of a process of its own, as the core does not import the flows.
@@ -158,9 +187,10 @@ def _is_taken(port: int) -> bool:
         return asked.connect_ex((LOOPBACK, port)) == 0
 
 
-def _asked(url: str) -> object:
-    """What a server answers, as JSON; None where it does not."""
+def _asked(url: str, body: bytes | None = None) -> Any:
+    """What a server answers, as JSON, to a body by POST where there is one; None where it does not."""
+    asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310  ours, or `up`'s own
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is not behind the user's proxy
-    with suppress(OSError, ValueError), opener.open(url, timeout=2) as answer:
+    with suppress(OSError, ValueError), opener.open(asked, timeout=2) as answer:
         return json.loads(answer.read(2**20))
     return None
