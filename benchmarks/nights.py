@@ -50,6 +50,7 @@ class Desk:
     told: list[tuple[float, str]] = field(default_factory=list)
     up: "subprocess.Popen[bytes] | None" = None
     made: int = 0
+    query_seconds: int = 2
 
     @property
     def home(self) -> Path:
@@ -63,7 +64,7 @@ class Desk:
 
     def start(self) -> None:
         """Start `up`."""
-        env = os.environ | {"AGEWATCH_HOME": str(self.home), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        env = os.environ | {"AGEWATCH_HOME": str(self.home), "PREFECT_WORKER_QUERY_SECONDS": str(self.query_seconds)}
         env |= {"OMP_NUM_THREADS": "1", "AGEWATCH_MEMORY_GB": "2"}
         command = [sys.executable, "-m", "agewatch", "up", "--port", str(self.port)]
         with (self.folder / "up.log").open("ab") as log:
@@ -227,7 +228,8 @@ def _do(desk: Desk, kind: str, later: list[tuple[float, Callable[[], None]]]) ->
         for process in held:
             process.suspend()
             after(SLOW_NIGHTS, "goes on", process.resume)
-        desk.tell(f"flows are held: {len(held)}")
+        if held:
+            desk.tell(f"flows are held: {len(held)}")
         return bool(held)
     else:
         folder = desk.folder / kind.removeprefix("away ")

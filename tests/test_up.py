@@ -175,6 +175,9 @@ def test_nights_and_retraining_run_by_their_schedules_and_links_open(desk: Path)
     with up(desk) as (process, port):
         [night] = until(lambda: nights(desk, "done"), desk, process)
         retrained = until(lambda: told_in(runs(port, "COMPLETED"), "is in the store"), desk, process)
+        command = [BIN / "agewatch", "doctor", "--json"]
+        doctor = subprocess.run(command, cwd=desk, capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert '"automations", "state": "ok"' in doctor.stdout, doctor.stdout
         asked = {"artifacts": {"flow_run_id": {"any_": [night.run]}}}
         shown = httpx.post(
             f"http://127.0.0.1:{port}/api/artifacts/filter", json=asked, timeout=60, trust_env=False
