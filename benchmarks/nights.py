@@ -35,7 +35,7 @@ from agewatch.scoring import predictions
 ARCHIVES = ("first", "second", "third")
 FAULTS = {"flow": 30, "worker": 30, "server": 30, "everything": 10, "restart": 5, "full disk": 1, "slow night": 1}
 AWAY_NIGHTS, FULL_NIGHTS, SLOW_NIGHTS = 1.6, 1.6, 1.5
-DISK = "192m"
+DISK = "2g"  # each report takes 4 MB
 _BREATH = 5.0  # what a service manager waits before it starts a service again
 
 
