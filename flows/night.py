@@ -6,6 +6,7 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -25,7 +26,7 @@ from agewatch.nights import schedule
 from agewatch.nights.ledger import Ledger, Outcome
 from agewatch.nights.night import Night, NotNowError, held, turn
 from agewatch.scoring.score import Summary
-from agewatch.settings import Settings
+from agewatch.settings import Settings, without_paths
 from flows import events, shown
 from flows.steps import step
 
@@ -86,7 +87,9 @@ def night(
     except NotNowError as not_now:
         return Completed(name=not_now.outcome.capitalize(), message=f"{not_now.outcome}: {not_now}")
     except AgewatchError as error:
-        return Failed(message=str(error))
+        print(f"agewatch: {error}", file=sys.stderr, flush=True)
+        told = str(error).replace(str(Path(archive_folder).resolve()), "…")  # whole, where its name holds a space
+        return Failed(message=without_paths(told))
     except TerminationSignal:
         if shown.best_effort(_is_cancelled, run):
             ledger.cancel(run)

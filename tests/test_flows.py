@@ -228,6 +228,13 @@ def test_a_night_whose_archive_is_gone_says_so_in_the_ledger(here: Api, desk: Pa
     assert [row.outcome for row in Ledger(desk / ".agewatch").nights()] == ["done", "gone"]
 
 
+def test_a_night_that_fails_tells_prefect_no_path(here: Api, desk: Path) -> None:
+    state = night(str(desk / "never there" / "my press"), mode="crop", return_state=True)
+    assert (state.is_failed(), state.message) == (True, "There is no folder ….")
+    [row] = Ledger(desk / ".agewatch").nights()
+    assert "my press" in str(row.reason), "status, at home, says which"
+
+
 def test_a_night_that_is_due_while_the_one_before_runs_is_skipped(here: Api, desk: Path) -> None:
     noise(desk / "archive", 3, seed=11)
     ledger = Ledger(desk / ".agewatch")
