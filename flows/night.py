@@ -27,6 +27,7 @@ from agewatch.nights.ledger import Ledger, Outcome
 from agewatch.nights.night import Night, NotNowError, held, turn
 from agewatch.scoring.score import Summary
 from agewatch.settings import Settings, without_paths
+from agewatch.upkeep.disk import room_for_a_night
 from flows import events, shown
 from flows.steps import step
 
@@ -78,6 +79,7 @@ def night(
     try:
         with held(ledger, archive, schedule.NIGHT, _due(due), run) as row, turn(ledger, archive):
             said = {"model": model, "faces": mode, "max_refused": 1.0, "max_gone": max_gone, "exclude": exclude or ()}
+            room_for_a_night(settings)  # on its turn: the nights before it took of it too
             summary = score(archive_folder, {**said, "name": name, "anew_minutes": anew_minutes})
             row.figures = _figures(summary)
             code, problem = _judged(summary, max_refused)
