@@ -29,6 +29,17 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def is_free(port: int) -> bool:
+    """Tell whether a server can be started on a loopback port."""
+    with socket.socket() as asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a server leaves that was stopped just now
+        try:
+            asked.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
 def stop_group(process: "subprocess.Popen[bytes]", seconds: float) -> None:
     """End a process and its group, by force after so many seconds; a second interrupt kills them at once."""
     try:

@@ -6,6 +6,7 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -25,7 +26,8 @@ from agewatch.nights import schedule
 from agewatch.nights.ledger import Ledger, Outcome
 from agewatch.nights.night import Night, NotNowError, held, turn
 from agewatch.scoring.score import Summary
-from agewatch.settings import Settings
+from agewatch.settings import Settings, without_paths
+from agewatch.upkeep.disk import room_for_a_night
 from flows import events, shown
 from flows.steps import step
 
@@ -77,6 +79,7 @@ def night(
     try:
         with held(ledger, archive, schedule.NIGHT, _due(due), run) as row, turn(ledger, archive):
             said = {"model": model, "faces": mode, "max_refused": 1.0, "max_gone": max_gone, "exclude": exclude or ()}
+            room_for_a_night(settings)  # on its turn: the nights before it took of it too
             summary = score(archive_folder, {**said, "name": name, "anew_minutes": anew_minutes})
             row.figures = _figures(summary)
             code, problem = _judged(summary, max_refused)
@@ -86,7 +89,9 @@ def night(
     except NotNowError as not_now:
         return Completed(name=not_now.outcome.capitalize(), message=f"{not_now.outcome}: {not_now}")
     except AgewatchError as error:
-        return Failed(message=str(error))
+        print(f"agewatch: {error}", file=sys.stderr, flush=True)
+        told = str(error).replace(str(Path(archive_folder).resolve()), "…")  # whole, where its name holds a space
+        return Failed(message=without_paths(told))
     except TerminationSignal:
         if shown.best_effort(_is_cancelled, run):
             ledger.cancel(run)

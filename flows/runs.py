@@ -25,11 +25,12 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from agewatch.nights import schedule
 from agewatch.nights.ledger import TROUBLE, UNFINISHED, Ledger, Night
 from agewatch.nights.schedule import Planned
+from agewatch.settings import without_paths
 
 POOL = "local"
 """The work pool of `prefect.yaml`."""
 MOST_ATTEMPTS = 3
-"""So many runs a night may take; then it waits for the next night."""
+"""So many runs a night may take that crashes; then it waits for the next night. One that was stopped goes on."""
 _UNDER_WAY = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 _PAGE = 200  # Prefect's own limit
 _RUN_ID = "PREFECT__FLOW_RUN_ID"  # in the environment of each flow's process
@@ -81,12 +82,13 @@ def drop_late(client: SyncPrefectClient, planned: list[Planned], now: datetime) 
 
 
 def make_up(
-    client: SyncPrefectClient, ledger: Ledger, planned: list[Planned], now: datetime, *, at_start: bool
+    client: SyncPrefectClient, ledger: Ledger, planned: list[Planned], now: datetime, *, at_start: bool, since: datetime
 ) -> list[str]:
     """Start one run for each archive whose latest night is unfinished; returns the archives.
 
     At the start, when nothing runs and late runs were dropped, that is also a night without a row, and the first night
-    of an archive that never had one. A later night that is due soon is not waited for.
+    of an archive that never had one. A later night that is due soon is not waited for. `since` is that start: a run
+    that is asked for twice after it is one, and one that was dropped before it is none.
     """
     started = []
     for one in planned:
@@ -99,7 +101,7 @@ def make_up(
         client.create_flow_run_from_deployment(
             deployment.id,
             parameters={"due": due.isoformat()},
-            idempotency_key=f"make up {one.archive} {due.isoformat()} {attempts}",
+            idempotency_key=f"make up {one.archive} {due.isoformat()} {attempts} {since.isoformat()}",
         )
         started.append(one.archive)
     return started
@@ -118,7 +120,8 @@ def _to_make_up(ledger: Ledger, one: Planned, now: datetime, at_start: bool) -> 
         return missing[-1]
     last = nights[-1]
     is_open = last.outcome in UNFINISHED and last.outcome is not None
-    return last.due if is_open and last.attempts < MOST_ATTEMPTS else None
+    may_go_on = last.attempts < MOST_ATTEMPTS or (at_start and last.outcome == "stopped")
+    return last.due if is_open and may_go_on else None
 
 
 def _deployment(client: SyncPrefectClient, one: Planned) -> DeploymentResponse | None:
@@ -129,11 +132,11 @@ def _deployment(client: SyncPrefectClient, one: Planned) -> DeploymentResponse |
 
 
 def _how_it_ended(state: State, night: Night | None) -> State:
-    reason = (night and night.reason) or "Its process ended without a word."
+    reason = without_paths((night and night.reason) or "Its process ended without a word.")
     if state.is_cancelling() or (night is not None and night.outcome == "cancelled"):
         return Cancelled(message=reason)
     if night is not None and night.outcome in ("done", "covered", "skipped"):
-        return Completed(message=night.reason or "It was done; the server was away when it said so.")
+        return Completed(message=reason if night.reason else "It was done; the server was away when it said so.")
     if night is not None and night.outcome in TROUBLE - {"crashed"}:
         return Failed(message=reason)
     return Crashed(message=reason)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ import httpx
 import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, PrefectException
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from agewatch.errors import AgewatchError, TableError, UsageError
@@ -30,7 +30,7 @@ from agewatch.files import lock
 from agewatch.nights import schedule
 from agewatch.nights.ledger import Ledger
 from agewatch.nights.schedule import Planned
-from agewatch.processes import LOOPBACK, interrupted_by_signals
+from agewatch.processes import LOOPBACK, interrupted_by_signals, is_free
 from agewatch.settings import Settings
 from agewatch.upkeep import retention
 from flows import events, pages, runs
@@ -110,7 +110,8 @@ class _Up:
         self._model: object = None
         self._in_vain = 0
         self._said = wanted.file.read_bytes()
-        self._swept = time.monotonic()
+        self._again: list[str] = []
+        self._since, self._swept = datetime.now(UTC), time.monotonic()
         self._alert: subprocess.Popen[str] | None = None
         self._alerted, self._next_alert = 0, 0.0
 
@@ -126,6 +127,10 @@ class _Up:
                     f"Something answers at {self.api} already: stop it, take another port with --port, or use it with"
                     " --no-server and PREFECT_API_URL."
                 )
+            if not is_free(self.wanted.port):
+                raise AgewatchError(
+                    f"Port {self.wanted.port} is another program's: stop it, or take another port with --port."
+                )
             self._server.start()
         self._wait_for_server()
         with self._client() as client:
@@ -134,7 +139,7 @@ class _Up:
             runs.drop_late(client, self.planned, datetime.now(UTC))
             self._deploy(client)
             now = datetime.now(UTC)
-            again = runs.make_up(client, self.ledger, self.planned, now, at_start=True)
+            again = runs.make_up(client, self.ledger, self.planned, now, at_start=True, since=self._since)
             schedule.settle(self.ledger, self.planned, now)
         if again:
             self.tell(f"{'tonight':<16}begins now for {', '.join(again)}")
@@ -153,7 +158,7 @@ class _Up:
                 try:
                     self._sweep()
                     self._in_vain = 0
-                except (httpx.HTTPError, AgewatchError, OSError) as error:
+                except (httpx.HTTPError, PrefectException, AgewatchError, OSError) as error:
                     self._in_vain += 1
                     self.tell(f"The nights can't be looked after now ({error}); it is tried again.")
                 if self._server is not None and self._in_vain >= MOST_IN_VAIN and not _answers(self.api):
@@ -162,13 +167,18 @@ class _Up:
                     self._server.stop()
 
     def stop(self) -> None:
-        """Stop all: the worker first, so that it starts nothing, then what it has started, then the others."""
+        """Stop all: the nights first, as a worker that ends kills them before they can say that they were stopped."""
+        started = [process for found in runs.processes().values() for process in found if self._is_ours(process)]
+        pids = {process.pid for process in started}
+        for process in started:
+            _end(process, pids)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while any(map(_is_alive, started)) and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS / 10)
         self._worker.stop()
-        flows_running = [process for found in runs.processes().values() for process in found if self._is_ours(process)]
-        for process in flows_running:
-            _end(process)
-        for process in psutil.wait_procs(flows_running, _STOP_SECONDS)[1]:
-            process.kill()
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         for part in (self._serve, self._server):
             if part is not None:
                 part.stop()
@@ -181,7 +191,7 @@ class _Up:
             due = one.next_due(now)
             otherwise = f"every {one.every}" if one.is_active and one.every else "no schedule"
             when = f"next {due.astimezone():%a %Y-%m-%d %H:%M %Z}" if due else otherwise
-            lines.append(f"{one.archive or one.flow:<16}{when}")
+            lines.append(f"{one.archive or one.flow:<15} {when}")
         return "\n".join(lines)
 
     def _sweep(self) -> None:
@@ -199,11 +209,12 @@ class _Up:
         with self._client() as client:
             self._follow_the_file(client)
             ended = self._end_dead(client, UNTOLD)
-            again = runs.make_up(client, self.ledger, self.planned, now, at_start=False)
+            again = runs.make_up(client, self.ledger, self.planned, now, at_start=False, since=self._since)
         if ended:
             self.tell(f"Ended without a word: {', '.join(ended)}.")
-        if again:
-            self.tell(f"Made up for: {', '.join(again)}.")
+        if new := [archive for archive in again if archive not in self._again]:
+            self.tell(f"Begins again, to make up for what is unfinished: {', '.join(new)}.")
+        self._again = again
 
     def _end_dead(self, client: SyncPrefectClient, after: timedelta) -> list[str]:
         return runs.end_dead(client, self.ledger, self.planned, after=after, is_ours=self.wanted.server)
@@ -285,10 +296,12 @@ class _Up:
             yield client
 
     def _is_ours(self, process: psutil.Process) -> bool:
+        """Another worker of this machine may run flows of the same Prefect, for another home or none."""
         try:
-            return process.environ().get("PREFECT_API_URL") == self.api
+            told = process.environ()
         except psutil.Error:
             return False
+        return all(told.get(name) == self._env[name] for name in ("AGEWATCH_HOME", "PREFECT_API_URL"))
 
     def _current_model(self) -> object:
         pointer = Settings().model_store / "current.json"
@@ -350,8 +363,15 @@ def _make_pool(client: SyncPrefectClient) -> None:
         return
 
 
-def _end(process: psutil.Process) -> None:
+def _end(process: psutil.Process, pids: set[int]) -> None:
+    """Tell a flow to end, unless it is what another of them has started and ends itself."""
+    with suppress(psutil.NoSuchProcess):
+        if process.ppid() not in pids:
+            process.terminate()
+
+
+def _is_alive(process: psutil.Process) -> bool:
     try:
-        process.terminate()
+        return process.status() != psutil.STATUS_ZOMBIE  # its worker has yet to hear of it
     except psutil.NoSuchProcess:
-        return
+        return False

@@ -25,6 +25,7 @@ from agewatch.api import model_file
 from agewatch.estimator.model import AgeModel
 from agewatch.nights.ledger import Ledger
 from agewatch.nights.night import held, turn
+from agewatch.upkeep import disk
 
 # isort: split
 
@@ -226,6 +227,24 @@ def test_a_night_whose_archive_is_gone_says_so_in_the_ledger(here: Api, desk: Pa
     assert state.is_failed()
     assert str(state.message).startswith("The archive 'archive' is gone")
     assert [row.outcome for row in Ledger(desk / ".agewatch").nights()] == ["done", "gone"]
+
+
+def test_a_night_begins_only_where_the_disk_has_room(here: Api, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise(desk / "archive", 3, seed=13)
+    for floor, value in {"FLOOR_BYTES": 1e18, "FLOOR_SHARE": 1.0}.items():
+        monkeypatch.setattr(disk, floor, value)  # the whole disk, which is never free
+    state = night("archive", mode="crop", return_state=True)
+    assert state.is_failed()
+    assert "Nothing was begun; make room" in str(state.message)
+    assert [row.outcome for row in Ledger(desk / ".agewatch").nights()] == ["failed"]
+    assert not (desk / ".agewatch" / "predictions").exists()
+
+
+def test_a_night_that_fails_tells_prefect_no_path(here: Api, desk: Path) -> None:
+    state = night(str(desk / "never there" / "my press"), mode="crop", return_state=True)
+    assert (state.is_failed(), state.message) == (True, "There is no folder ….")
+    [row] = Ledger(desk / ".agewatch").nights()
+    assert "my press" in str(row.reason), "status, at home, says which"
 
 
 def test_a_night_that_is_due_while_the_one_before_runs_is_skipped(here: Api, desk: Path) -> None:

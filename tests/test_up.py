@@ -25,6 +25,7 @@ from agewatch.errors import UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.nights import init, schedule
 from agewatch.nights.ledger import Ledger, Night
+from agewatch.nights.night import turn
 from agewatch.nights.systemd import units
 
 ROOT = Path(__file__).parents[1]
@@ -218,6 +219,23 @@ def test_what_dies_is_started_again_and_a_night_that_died_is_made_up(desk: Path)
     assert [(news.what, news.due) for news in ledger.news()] == [("crashed", row.due)]
     assert len(statuses(desk)) == 5
     assert not [each for each in psutil.process_iter() if of_desk(each, desk)], "nothing is left"
+
+
+def test_a_night_that_is_stopped_is_no_crash_and_goes_on_at_the_next_start(desk: Path) -> None:
+    """It waits for its turn, which another night of the machine has."""
+    noise(desk / "archive", 5, seed=6)
+    init.write([desk / "archive"], labelled=[], at=time_of_day(1), timezone="UTC", file=desk / "prefect.yaml")
+    every(desk, {"night-archive": 3600}, {"night-archive": {"mode": "crop"}})
+    ledger = Ledger(desk / ".agewatch")
+    with turn(ledger, "another"), up(desk) as (process, _):
+        [row] = until(ledger.nights, desk, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 130
+    assert [(night.due, night.outcome) for night in ledger.nights()] == [(row.due, "stopped")]
+    with up(desk) as (process, _):
+        [done] = until(lambda: nights(desk, "done"), desk, process)
+    assert (done.due, done.attempts) == (row.due, 2)
+    assert ledger.news() == [], "a stop is no trouble"
 
 
 def children(process: "subprocess.Popen[bytes]", word: str) -> list[psutil.Process]:

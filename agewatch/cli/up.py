@@ -33,7 +33,7 @@ def init(
 
     named = room.write(archives, labelled=labelled or [], at=at.time(), timezone=timezone)
     zone = timezone or room.local_timezone()
-    told = "".join(f"{name:<16}{folder}\n" for name, folder in named.items())
+    told = "".join(f"{name:<15} {folder}\n" for name, folder in named.items())
     content = {"file": str(FILE), "archives": {name: str(folder) for name, folder in named.items()}, "timezone": zone}
     answer(as_json, content, typer.echo, f"{told}{FILE} is written: every night at {at:%H:%M} {zone}. Now: agewatch up")
 

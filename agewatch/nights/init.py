@@ -35,6 +35,8 @@ def write(
     for folder in named.values():
         if not folder.is_dir():
             raise UsageError(f"There is no folder {folder}.")
+        if inside := next((other for other in named.values() if other in folder.parents), None):
+            raise UsageError(f"{folder} lies in {inside}: its pictures would be scored and counted twice.")
     for source in labelled:
         if not source.exists() and not str(source).startswith("labels:"):
             raise UsageError(f"There are no labelled pictures at {source}.")

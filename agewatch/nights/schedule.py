@@ -117,7 +117,8 @@ def read(file: Path = FILE) -> list[Planned]:
     try:
         planned = [one for each in listed if (one := _planned(each)) is not None]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{file} can't be understood: {error!r}.") from error
+        why = error if isinstance(error, ValueError) else repr(error)
+        raise UsageError(f"{file} can't be understood: {why}.") from error
     names = [one.archive or one.flow for one in planned]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"{file} has several deployments of {twice}: an archive has one, and its own name.")
@@ -203,6 +204,8 @@ def _planned(deployment: dict[str, Any]) -> Planned | None:
     except (ZoneInfoNotFoundError, CronSimError, ValueError) as error:
         raise ValueError(f"{name} has no schedule that can be followed: {error}") from error
     folder = str(parameters.get("archive_folder", ""))
+    if flow == NIGHT and not folder:
+        raise ValueError(f"{name} names no archive_folder")
     archive = archive_of(folder, parameters.get("name")) if folder else ""
     return Planned(
         name, flow, archive, folder, parameters, cron, zone,

@@ -185,6 +185,13 @@ def test_a_schedule_that_can_not_be_followed_is_a_sentence(tmp_path: Path, text:
         read(file)
 
 
+def test_a_night_without_a_folder_is_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "prefect.yaml"
+    file.write_text(YAML.replace("archive_folder", "archive_foldr").replace("SCHEDULE", "{cron: 0 1 * * *}"))
+    with pytest.raises(UsageError, match=r"understood: town names no archive_folder\.$"):
+        read(file)
+
+
 def test_prefect_yaml_says_what_is_scored_when(tmp_path: Path) -> None:
     file = tmp_path / "prefect.yaml"
     with pytest.raises(UsageError, match="agewatch init"):
