@@ -9,6 +9,7 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 # isort: split
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -51,6 +52,7 @@ KEPT_DAYS = 90
 LOCK = "up.lock"
 _CALM = {"LATE_RUNS": "30", "PAUSE_EXPIRATIONS": "300", "CLEANUP_RECONCILER": "60", "REPOSSESSOR": "60"}
 """How often Prefect's server looks after what a night a day hardly needs; every 5 seconds by its own default."""
+_WRONG_PARAMETER = re.compile(r"Validation failed for field '(\w+)'. Failure reason: (.*?)\"")
 _TIDIED = "tidied"
 _LOCK_TRIES = 10
 _LOOK_SECONDS = 1.0
@@ -137,7 +139,7 @@ class _Up:
             _make_pool(client)
             self._end_dead(client, timedelta(0))
             runs.drop_late(client, self.planned, datetime.now(UTC))
-            self._deploy(client)
+            self._deploy(client, self.planned)
             now = datetime.now(UTC)
             again = runs.make_up(client, self.ledger, self.planned, now, at_start=True, since=self._since)
             schedule.settle(self.ledger, self.planned, now)
@@ -226,8 +228,9 @@ class _Up:
             if said == self._said:
                 return
             self._said = said
-            self.planned = schedule.read(self.wanted.file)
-            self._deploy(client)
+            planned = schedule.read(self.wanted.file)
+            self._deploy(client, planned)
+            self.planned = planned
         except (UsageError, OSError) as error:
             self.tell(f"{error} What it said before goes on.")
             return
@@ -273,16 +276,21 @@ class _Up:
                 raise AgewatchError(f"Prefect's server does not answer at {self.api}.")
             time.sleep(_LOOK_SECONDS / 2)
 
-    def _deploy(self, client: SyncPrefectClient) -> None:
+    def _deploy(self, client: SyncPrefectClient, planned: list[Planned]) -> None:
         """Deploy what `prefect.yaml` says, and end what it says no longer, where the server is ours."""
         file = str(self.wanted.file)
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file]
         done = subprocess.run(command, env={**os.environ, **self._env}, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UsageError(f"{file} can't be deployed: {' '.join((done.stdout + done.stderr).split())[-400:]}")
-        if any(one.flow == schedule.RETRAIN for one in self.planned):
+            log = self._worker.log.with_name("deploy.log")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(done.stdout + done.stderr, encoding="utf-8")
+            said = _WRONG_PARAMETER.search(done.stdout + done.stderr)
+            why = f"{said[1]} of a deployment is wrong: {said[2]}" if said else "Prefect does not take it"
+            raise UsageError(f"{file} can't be deployed: {why}. {log} has all that was said.")
+        if any(one.flow == schedule.RETRAIN for one in planned):
             events.ensure_automations()
-        known = {one.deployment for one in self.planned}
+        known = {one.deployment for one in planned}
         for deployment in client.read_deployments() if self.wanted.server else ():
             if deployment.work_pool_name == runs.POOL and deployment.name not in known:
                 client.delete_deployment(deployment.id)

@@ -1,6 +1,7 @@
 """Units of systemd: one that keeps `agewatch up` running, and a timer that sends alerts even where that is dead."""
 
 import os
+import pwd
 import shlex
 import sys
 from pathlib import Path
@@ -71,7 +72,7 @@ def units(*, serve: bool, port: int) -> str:
     home, store = settings.home.resolve(), settings.model_store.resolve()
     written = [f"-{path}" for path in (here, home, store)]  # a minus: one that is not there yet is no error
     common = _COMMON.format(
-        user=os.environ.get("USER") or os.getuid(), here=here, home=_quoted(home), store=_quoted(store),
+        user=pwd.getpwuid(os.getuid()).pw_name, here=here, home=_quoted(home), store=_quoted(store),
         written=" ".join(map(_quoted, written)),
     )  # fmt: skip
     options = f"{' --serve' if serve else ''}{f' --port {port}' if port != 4200 else ''}"
