@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -153,12 +154,7 @@ def _prepare(desk: Desk) -> datetime:
     run = [sys.executable, "-m", "agewatch", "init", *ARCHIVES]
     subprocess.run(run, cwd=desk.folder, env=os.environ | {"AGEWATCH_HOME": str(desk.home)}, check=True)
     anchor = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=120)
-    file = desk.folder / "prefect.yaml"
-    content = yaml.safe_load(file.read_text())
-    for deployment in content["deployments"]:
-        deployment["schedules"] = [{"interval": desk.seconds, "anchor_date": anchor.isoformat(), "active": True}]
-        deployment["parameters"]["mode"] = "crop"
-    file.write_text(yaml.safe_dump(content))
+    _set(desk, {"cron": None, "timezone": "UTC", "interval": desk.seconds, "anchor_date": anchor.isoformat()})
     return anchor
 
 
@@ -196,11 +192,30 @@ def _live(desk: Desk, plan: list[tuple[float, str]], anchor: datetime, nights: i
         time.sleep(0.3)
     for _, undo in later:
         undo()
+    _set(desk, {"active": False})
     desk.tell("the last night is over; what is left may end")
-    ledger, deadline = Ledger(desk.home), time.time() + 600
-    time.sleep(2 * desk.seconds)
-    while ledger.under_way() and time.time() < deadline:
-        time.sleep(1)
+    deadline = time.time() + 600
+    time.sleep(90)  # `up` looks into its file every half minute
+    while (Ledger(desk.home).under_way() or _runs(desk, "RUNNING", "PENDING")) and time.time() < deadline:
+        desk.look()
+        time.sleep(2)
+
+
+def _set(desk: Desk, schedule: dict[str, object]) -> None:
+    """Change the schedule of all archives."""
+    file = desk.folder / "prefect.yaml"
+    content = yaml.safe_load(file.read_text())
+    for deployment in content["deployments"]:
+        deployment["schedules"] = [{**(deployment.get("schedules") or [{}])[0], **schedule}]
+        deployment["parameters"]["mode"] = "crop"
+    file.write_text(yaml.safe_dump(content))
+
+
+def _runs(desk: Desk, *states: str) -> list[dict[str, Any]]:
+    """Prefect's flow runs in these types of state."""
+    asked = {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": 200}
+    url = f"http://127.0.0.1:{desk.port}/api/flow_runs/filter"
+    return list(httpx.post(url, timeout=60, trust_env=False, json=asked).json())
 
 
 def _do(desk: Desk, kind: str, later: list[tuple[float, Callable[[], None]]]) -> bool:
@@ -285,10 +300,7 @@ def _judge(desk: Desk, anchor: datetime, nights: int) -> tuple[list[str], list[l
             if row is not None:
                 print(archive, f"{row.due:%H:%M:%S}", row.started and f"{row.started:%H:%M:%S}",
                       row.ended and f"{row.ended:%H:%M:%S}", row.outcome, row.attempts, row.reason or "")  # fmt: skip
-    answer = httpx.post(f"http://127.0.0.1:{desk.port}/api/flow_runs/filter", timeout=60, trust_env=False, json={
-        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING", "SCHEDULED"]}}}, "limit": 200,
-    })  # fmt: skip
-    for run in answer.json():
+    for run in _runs(desk, "RUNNING", "PENDING", "CANCELLING", "SCHEDULED"):
         expected = datetime.fromisoformat(run["expected_start_time"])
         if run["state_type"] != "SCHEDULED" or expected < datetime.now(UTC) - timedelta(seconds=2 * desk.seconds):
             lies.append(f"Prefect: {run['name']} is {run['state_name']} since {run['state']['timestamp']}")
@@ -297,10 +309,15 @@ def _judge(desk: Desk, anchor: datetime, nights: int) -> tuple[list[str], list[l
 
 
 def _was_running(row: Night, others: list[Night]) -> bool:
-    """Tell whether another night of the archive was under way when this one was skipped."""
+    """Tell whether another night of the archive was under way when this one was skipped.
+
+    One that crashed ended some time after it was last heard of.
+    """
     ended = row.ended or row.due
     return any(
-        other.started is not None and other.started <= ended <= (other.ended or ended) + timedelta(seconds=1)
+        other.started is not None
+        and other.started <= ended
+        and (other.outcome == "crashed" or ended <= (other.ended or ended) + timedelta(seconds=1))
         for other in others
         if other.due != row.due
     )

@@ -254,7 +254,7 @@ def test_a_night_that_is_due_while_the_one_before_runs_is_skipped(here: Api, des
         state = night("archive", mode="crop", return_state=True)
     assert state.is_completed()
     assert state.name == "Skipped"
-    assert str(state.message).startswith("skipped: The night before")
+    assert str(state.message).startswith("skipped: Another night of it")
     assert [row.outcome for row in ledger.nights()] == ["done", "skipped"]
     assert ledger.news() == []
 

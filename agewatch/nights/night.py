@@ -127,7 +127,7 @@ def _lock(ledger: Ledger, archive: str, flow: str, due: datetime, run: str | Non
         time.sleep(_LOCK_SECONDS)
     running = [night.due for night in ledger.nights(archive, flow) if night.outcome is None]
     since = f", due {running[-1]:%Y-%m-%d %H:%M:%S} UTC," if running else ""
-    raise _not_now(ledger, archive, flow, due, run, "skipped", f"The night before{since} still runs.")
+    raise _not_now(ledger, archive, flow, due, run, "skipped", f"Another night of it{since} still runs.")
 
 
 def _not_now(
