@@ -42,7 +42,7 @@ _SUMS = (
     *(f"{name}_{what}" for name in MEASURES for what in ("n", "sum", "squares")),
     *(f"size_{band}_sum" for band in _BANDS),
 )
-_BATCH_ROWS = 500_000
+_BATCH_ROWS = 131_072
 COLUMNS = (
     "path", "face", "status", "model", "mode", "scored_at", "arrived_at", "captured_at",
     "age", "age_low", "age_high", "face_score", "brightness", "contrast", "sharpness", "box_h", "camera",
