@@ -46,15 +46,16 @@ chromium:
 	  else echo "The tests need Chromium: sudo apt-get install chromium"; exit 1; fi; }
 
 # The long versions of the tests of damage, of kills and of damaged bytes: some half an hour; the first prints a table of
-# formats by kinds of damage. AGEWATCH_SOAK_COPIES names another number of copies; AGEWATCH_FUZZ_SECONDS=36000 goes on
+# formats by kinds of damage. Then 90 nights in which everything that can die does: more than an hour, and root. AGEWATCH_SOAK_COPIES names another number of copies; AGEWATCH_FUZZ_SECONDS=36000 goes on
 # for a night.
 soak: install
 	AGEWATCH_SOAK=1 $(BIN)/python -m pytest -s tests/scoring/test_damage.py tests/scoring/test_kills.py tests/estimator/test_fuzz.py
+	$(BIN)/python benchmarks/nights.py
 
 # What scoring costs and finds and what drift is worth, written to benchmarks/RESULTS.md: some hours. AGEWATCH_DATA
 # names real pictures.
 bench: install
-	for name in bench decode_memory archive_size drift segments drift_size $(if $(AGEWATCH_DATA),parity small_faces cause fit labels); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in bench decode_memory archive_size drift segments drift_size idle $(if $(AGEWATCH_DATA),parity small_faces cause fit labels); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* *.egg-info dist
