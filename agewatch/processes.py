@@ -35,7 +35,7 @@ def is_free(port: int) -> bool:
         asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a server leaves that was stopped just now
         try:
             asked.bind((LOOPBACK, port))
-        except OSError:
+        except (OSError, OverflowError):  # taken, not allowed, or no port at all
             return False
     return True
 

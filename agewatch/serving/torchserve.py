@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from PIL import Image
 from agewatch.errors import ModelError, ServeError
 from agewatch.estimator.engine import Precision
 from agewatch.estimator.model import AgeModel
-from agewatch.processes import LOOPBACK, end_with_parent, free_ports, interrupted_by_signals, stop_group
+from agewatch.processes import LOOPBACK, end_with_parent, free_ports, interrupted_by_signals, is_free, stop_group
 from agewatch.settings import Settings
 
 MODEL_NAME = "agewatch"
@@ -82,7 +81,8 @@ def running(
     AgeModel.load(mar)
     if mar.is_dir():
         raise ModelError(f"TorchServe serves a .mar file; {mar} is a folder.")
-    _refuse_taken(port)
+    if not is_free(port):  # Java would try, and say so in its log alone
+        raise ServeError(f"Port {port} can't be used: it is taken, or not allowed; choose another with --port.")
     folder = _prepare(home.resolve() / "serve" / str(port))
     with ExitStack() as undo:
         undo.enter_context(interrupted_by_signals())
@@ -257,12 +257,3 @@ def _probe() -> bytes:
 def _worker_died(log: Path) -> bool:
     # TorchServe would try again for minutes, and answer "no worker" all the while.
     return log.exists() and b"Backend worker process died" in log.read_bytes()
-
-
-def _refuse_taken(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Java does
-        try:
-            probe.bind((LOOPBACK, port))
-        except (OSError, OverflowError) as error:
-            raise ServeError(f"Port {port} can't be used: {error}; choose another with --port.") from error
