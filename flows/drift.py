@@ -10,8 +10,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from agewatch.errors import AgewatchError
 from agewatch.estimator.spec import Mode
 from flows import shown
+from flows.steps import failed
 from monitoring import drift
 
 
@@ -21,9 +23,12 @@ def drift_report(archive: str | None = None, model: str | None = None, mode: Mod
 
     `archive` is a name in the table, by default the only one; `model` is a model file, by default the store's
     current; `mode` is by default the latest. Drift, or too little data, completes the run: its message
-    starts with the verdict. Raises what `monitoring.drift.run` raises.
+    starts with the verdict. What `monitoring.drift.run` raises fails it, told without paths.
     """
-    done = drift.run(archive, model=model, mode=mode)
+    try:
+        done = drift.run(archive, model=model, mode=mode)
+    except AgewatchError as error:  # told without a trace
+        return failed(error)
     shown.judged(done)
     return Completed(message=f"{done.verdict.answer}: {done.verdict.headline}")
 

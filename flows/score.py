@@ -13,9 +13,10 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from agewatch import api
-from agewatch.errors import GoneError
+from agewatch.errors import AgewatchError
 from agewatch.estimator.spec import Mode
 from flows import shown
+from flows.steps import failed
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -35,8 +36,8 @@ def score_archive(
     `name` is the archive's, by default its folder's; `model` is a model file, by default the store's current.
     A refused share (0..1) of the files found above `max_refused` fails the run, as does a share above `max_gone` of the
     files of the run before that are gone, or an archive that is gone altogether; rows are committed whatever the
-    outcome. `exclude` names files and folders to pass over, as in .gitignore. Raises what else
-    `agewatch.score_archive` raises.
+    outcome. `exclude` names files and folders to pass over, as in .gitignore. What `agewatch.score_archive` raises
+    fails the run, told without paths.
     """
     try:
         summary = api.score_archive(
@@ -49,8 +50,8 @@ def score_archive(
             name=name,
             progress=shown.Progress(),
         )
-    except GoneError as gone:  # a finding about the archive, not a failure of this program: told without a trace
-        return Failed(message=str(gone))
+    except AgewatchError as error:  # a finding about the archive or the request: told without a trace
+        return failed(error)
     shown.scored(summary)
     refused = sum(summary.refused.values())
     if summary.problem:

@@ -103,7 +103,7 @@ def test_an_archive_that_is_gone_fails_the_run_with_that_reason_and_no_path(here
 def test_a_missing_folder_fails_the_run_with_a_sentence(here: Api, desk: Path) -> None:
     state = flows.score.score_archive("nowhere", return_state=True)
     assert state.is_failed()
-    assert str(state.message).endswith(f"There is no folder {desk / 'nowhere'}.")
+    assert state.message == "There is no folder …."
 
 
 def test_the_verdict_is_the_message_of_a_completed_run(here: Api, desk: Path) -> None:
