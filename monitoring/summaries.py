@@ -4,7 +4,7 @@ They are computed once for each data file of the predictions table, which never 
 beside the table as a cache: deleted, it comes back equal.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,14 @@ _SUMS = (
     *(f"{name}_{what}" for name in MEASURES for what in ("n", "sum", "squares")),
     *(f"size_{band}_sum" for band in _BANDS),
 )
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("file", *_WHOSE)),
+        ("night", pa.date32()), ("folder", pa.string()), ("day", pa.date32()), ("camera", pa.string()),
+        *((name, pa.int64()) for name in _COUNTS),
+        *((name, pa.float64()) for name in _SUMS),
+    ]
+)  # fmt: skip
 _BATCH_ROWS = 131_072
 COLUMNS = (
     "path", "face", "status", "model", "mode", "scored_at", "arrived_at", "captured_at",
@@ -59,20 +67,17 @@ def read(table: Path, key: Key) -> pd.DataFrame:
     """
     cache, wanted = folder_of(table, key.archive) / SUMMARIES, _data_files(table, key.archive)
     ours = _cached(cache, wanted, key)
-    if ours is None:
-        ours = _renewed(table, key, cache, wanted)
-    return _together(ours)
+    return _together(_renewed(table, key, cache, wanted) if ours is None else ours)
 
 
-def _renewed(table: Path, key: Key, cache: Path, wanted: set[str]) -> pd.DataFrame:
+def _renewed(table: Path, key: Key, cache: Path, wanted: set[str]) -> pa.Table:
     """Sum up the data files that the cache lacks, and forget those that the table no longer has."""
     known = _all_cached(cache)
-    held = set(known["file"].unique())
-    fresh = [sums.assign(file=name) for name in sorted(wanted - held) for sums in _sums(table, name, key)]
-    parts = [part for part in (known[known["file"].isin(wanted)], *fresh) if len(part)]
-    every = pd.concat(parts, ignore_index=True) if parts else known
+    held = set(pc.unique(known["file"]).to_pylist())
+    fresh = [_of_file(sums, name) for name in sorted(wanted - held) for sums in _sums(table, name, key)]
+    every = pa.concat_tables([known.filter(pc.is_in(known["file"], pa.array(sorted(wanted), pa.string()))), *fresh])
     _keep(cache, every)
-    return every[(every["model"] == key.model) & (every["mode"] == key.mode)]
+    return every.filter((pc.field("model") == key.model) & (pc.field("mode") == key.mode))
 
 
 def of_rows(rows: pa.Table) -> pd.DataFrame:
@@ -90,10 +95,17 @@ def values(rows: pa.Table) -> dict[str, Floats]:
     return {name: some for name, some in found.items() if np.isfinite(some).any()}
 
 
-def _together(sums: pd.DataFrame) -> pd.DataFrame:
-    grouped = sums.groupby(list(CELL), dropna=False, sort=True, as_index=False)
-    together: pd.DataFrame = grouped[[*_COUNTS, *_SUMS]].sum()
+def _together(sums: pa.Table) -> pd.DataFrame:
+    """Sums of one model and mode as one row a cell, sorted; Arrow holds half of what pandas would on the way."""
+    grouped = _grouped(sums, CELL).sort_by([(name, "ascending") for name in CELL])
+    together: pd.DataFrame = grouped.to_pandas(date_as_object=False, use_threads=False, self_destruct=True)
     return together
+
+
+def _grouped(rows: pa.Table, by: Sequence[str]) -> pa.Table:
+    wanted = rows.select([*by, *_COUNTS, *_SUMS])
+    sums = wanted.group_by(list(by), use_threads=False).aggregate([(name, "sum") for name in (*_COUNTS, *_SUMS)])
+    return sums.select([*by, *(f"{name}_sum" for name in (*_COUNTS, *_SUMS))]).rename_columns([*by, *_COUNTS, *_SUMS])
 
 
 def _data_files(table: Path, archive: str) -> set[str]:
@@ -107,7 +119,7 @@ def _data_files(table: Path, archive: str) -> set[str]:
     }
 
 
-def _sums(table: Path, name: str, key: Key) -> Iterator[pd.DataFrame]:
+def _sums(table: Path, name: str, key: Key) -> Iterator[pa.Table]:
     files = fs.SubTreeFileSystem(place(table), fs.LocalFileSystem())
     source = ds.dataset([name], schema=predictions.SCHEMA, format="parquet", filesystem=files)
     try:
@@ -120,7 +132,7 @@ def _sums(table: Path, name: str, key: Key) -> Iterator[pd.DataFrame]:
         raise TableError(f"The predictions table can't be read: {plain(error)}.") from error
 
 
-def _summed(rows: pa.Table) -> pd.DataFrame:
+def _summed(rows: pa.Table) -> pa.Table:
     status = rows["status"]
     ok, faceless = pc.equal(status, "ok"), pc.equal(status, "no_face")
     first = pc.fill_null(pc.equal(rows["face"], 0), True)  # of a file's rows
@@ -142,21 +154,11 @@ def _summed(rows: pa.Table) -> pd.DataFrame:
     age = _values("age", rows, ok)
     columns |= {f"under_{edge}": pc.fill_null(pc.less(age, edge), False) for edge in AGE_EDGES}
     columns |= _by_size(rows["box_h"], age)
-    table = pa.table(
-        {
-            name: pc.cast(values, pa.float64()) if name in (*_COUNTS, *_SUMS) else values
-            for name, values in columns.items()
-        }
-    )
-    grouped = table.group_by([*_WHOSE, *CELL], use_threads=False).aggregate(
-        [(name, "sum") for name in (*_COUNTS, *_SUMS)]
-    )
-    named = {f"{name}_sum": name for name in (*_COUNTS, *_SUMS)}
-    frame = grouped.rename_columns([named.get(name, name) for name in grouped.column_names]).to_pandas(
-        date_as_object=False
-    )
-    summed: pd.DataFrame = frame.fillna(dict.fromkeys((*_COUNTS, *_SUMS), 0.0))  # of no value at all
-    return summed
+    known = {name: columns[name] for name in (*_WHOSE, *CELL)}
+    counted = {name: pc.cast(columns[name], pa.int32()) for name in _COUNTS}
+    # A sum of no value at all is 0.
+    summed = {name: pc.fill_null(pc.cast(columns[name], pa.float64()), 0.0) for name in _SUMS}
+    return _grouped(pa.table({**known, **counted, **summed}), (*_WHOSE, *CELL))
 
 
 def _by_size(height: pa.ChunkedArray, age: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
@@ -189,38 +191,36 @@ def _moments(name: str, values: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
     }
 
 
-def _cached(cache: Path, wanted: set[str], key: Key) -> pd.DataFrame | None:
+def _of_file(sums: pa.Table, name: str) -> pa.Table:
+    return sums.add_column(0, "file", pa.array([name] * len(sums), pa.string())).cast(_SCHEMA)
+
+
+def _cached(cache: Path, wanted: set[str], key: Key) -> pa.Table | None:
     """The sums of some rows where the cache is of just these data files, else None."""
     try:
+        if not pq.read_schema(cache).equals(_SCHEMA):
+            return None  # of an earlier agewatch
         if set(pc.unique(pq.read_table(cache, columns=["file"], use_threads=False)["file"]).to_pylist()) != wanted:
             return None
         ours = [("model", "=", key.model), ("mode", "=", key.mode)]
-        columns = [*CELL, *_COUNTS, *_SUMS]
-        found = pq.read_table(cache, columns=columns, filters=ours, use_threads=False)
-    except (OSError, KeyError, pa.ArrowException):
+        return pq.read_table(cache, columns=[*CELL, *_COUNTS, *_SUMS], filters=ours, use_threads=False)
+    except (OSError, pa.ArrowException):
         return None
-    return _as_frame(found) if found.column_names == columns else None
 
 
-def _all_cached(cache: Path) -> pd.DataFrame:
-    columns = ["file", *_WHOSE, *CELL, *_COUNTS, *_SUMS]
+def _all_cached(cache: Path) -> pa.Table:
     try:
         found = pq.read_table(cache, use_threads=False)
     except (OSError, pa.ArrowException):
-        return pd.DataFrame(columns=columns)
-    return _as_frame(found) if set(found.column_names) == set(columns) else pd.DataFrame(columns=columns)
+        return _SCHEMA.empty_table()
+    return found if found.schema.equals(_SCHEMA) else _SCHEMA.empty_table()
 
 
-def _as_frame(table: pa.Table) -> pd.DataFrame:
-    frame: pd.DataFrame = table.to_pandas(date_as_object=False, use_threads=False, self_destruct=True)
-    return frame
-
-
-def _keep(cache: Path, sums: pd.DataFrame) -> None:
+def _keep(cache: Path, sums: pa.Table) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with replacing(cache) as aside:
-            pq.write_table(pa.Table.from_pandas(sums, preserve_index=False), aside)
+            pq.write_table(sums, aside)
             aside.chmod(0o600)
     except OSError:
         return  # another night tries again
