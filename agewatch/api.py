@@ -33,7 +33,7 @@ ModelPath = Path | str | None
 
 
 def score_archive(
-    folder: Path | str,
+    archive: Path | str,
     *,
     model: ModelPath = None,
     predictions: Path | str | None = None,
@@ -50,11 +50,11 @@ def score_archive(
     anew_minutes: float | None = None,
     progress: Progress = unwatched,
 ) -> "Summary":
-    """Score every picture below a folder that the table does not hold yet; see `agewatch.scoring.score`."""
+    """Score every picture of an archive that the table does not hold yet; see `agewatch.scoring.score`."""
     from agewatch.scoring import score
 
     return score.score_archive(
-        Path(folder), model_path=model_file(model), table=Path(predictions or Settings().predictions),
+        archive, model_path=model_file(model), table=Path(predictions or Settings().predictions),
         how=_execution(engine, precision, workers, progress, memory_gb), mode=faces,
         limits=score.Limits(max_refused, max_gone), name=name, again=again, exclude=exclude, anew_minutes=anew_minutes,
     )  # fmt: skip

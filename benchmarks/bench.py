@@ -28,8 +28,8 @@ from agewatch.estimator.faces import DECODED_SIDE, YuNet
 from agewatch.estimator.images import decode
 from agewatch.estimator.model import AgeModel
 from agewatch.release.store import resolve
-from agewatch.scoring import archive
 from agewatch.settings import Settings
+from agewatch.sources import door
 
 ARCHIVES = {"archive_faces": "crop", "archive_portraits": "detect"}
 ROUNDS = 3
@@ -56,7 +56,7 @@ def main() -> None:
 
 def _compare(name: str, mode: str, home: Path) -> str:
     root = Path(os.environ["AGEWATCH_DATA"]) / name if "AGEWATCH_DATA" in os.environ else _drawn(home / name)
-    found = archive.find(root).files[:MANY]
+    found = door.find(door.at(root)).files[:MANY]
     few, many = (_copied(root, [file.path for file in found[:n]], home / f"{name}-{n}") for n in (FEW, len(found)))
     runs = {f"agewatch, {precision}": _ours(mode, precision, home) for precision in PRECISIONS}
     for run in runs.values():
@@ -70,7 +70,7 @@ def _compare(name: str, mode: str, home: Path) -> str:
     costs: dict[str, list[float]] = {what: [] for what in (*runs, *parts)}
     busy: dict[str, list[float]] = {what: [] for what in runs}
     spawn = get_context("spawn")
-    opened = (spawn.Barrier(CORES), [file.read(root)[0] for file in found[:FEW]], mode, home)
+    opened = (spawn.Barrier(CORES), [door.at(root).read(file)[0] for file in found[:FEW]], mode, home)
     # As many processes at once as a run has workers: alone, each would have the shared cache for itself.
     with ProcessPoolExecutor(CORES, spawn, _open_parts, opened) as processes:
         for _ in range(ROUNDS):

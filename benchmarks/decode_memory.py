@@ -21,10 +21,10 @@ from agewatch import api
 from agewatch.estimator.images import decode
 from agewatch.estimator.memory import BANDS_BYTES, BUDGET_GB, Room
 from agewatch.scoring import pool
-from agewatch.scoring.archive import find, shards
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.room import SharedRoom
 from agewatch.scoring.scorer import Execution, Job
+from agewatch.sources import door
 
 SIDE = 5_000
 """Pictures of SIDE x SIDE pixels are measured."""
@@ -125,8 +125,8 @@ def _largest(folder: Path, charged: dict[str, float]) -> list[list[str]]:
 def _scored(archive: Path, cache: Path) -> Counter[str]:
     """Score an archive as `agewatch score` does, but for a file a shard, and count the statuses."""
     how, model = Execution(cache, WORKERS), api.model_file(None)
-    job = Job(archive, Key("largest", "model", "detect"), model, cache, "auto", "f32", "run", room=how.room())
-    answers = pool.run(job, shards(find(archive).files, 1), WORKERS)
+    job = Job(door.at(archive), Key("largest", "model", "detect"), model, cache, "auto", "f32", "run", room=how.room())
+    answers = pool.run(job, pool.shards(door.find(door.at(archive)).files, 1), WORKERS)
     return Counter(row["status"] for answer in answers for row in answer.rows)
 
 

@@ -14,7 +14,7 @@ from agewatch.estimator.faces import look
 from agewatch.estimator.images import RGB
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Floats
-from agewatch.scoring import archive
+from agewatch.sources import door
 
 FACES = 2_000
 BATCH = 32
@@ -25,7 +25,10 @@ def main() -> None:
     model = AgeModel.load(resolve_model())
     root = Path(os.environ["AGEWATCH_DATA"]) / "archive_faces"
     chips = np.concatenate(
-        [look(file.read(root)[0], None, model.spec.cut).chips for file in islice(archive.find(root).files, FACES)]
+        [
+            look(door.at(root).read(file)[0], None, model.spec.cut).chips
+            for file in islice(door.find(door.at(root)).files, FACES)
+        ]
     )
     with tempfile.TemporaryDirectory() as cache:
         folder = Path(cache)

@@ -25,7 +25,8 @@ from second_decoder_kept import KEPT
 
 from agewatch.errors import ImageError
 from agewatch.estimator.images import RGB, decode
-from agewatch.scoring import archive
+from agewatch.sources import door
+from agewatch.sources.source import FileRef
 
 COMMAND = (
     "convert {file}[0] -auto-orient -profile {srgb} -colorspace sRGB -background white -alpha remove -alpha off"
@@ -57,14 +58,14 @@ def main() -> None:
         srgb = Path(folder) / "srgb.icc"
         srgb.write_bytes(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
         for root in map(Path, sys.argv[1:]):
-            listing = archive.find(root)
+            listing = door.find(door.at(root))
             ignored.update(listing.ignored)
             compared += [_compare(file, root, srgb) for file in listing.files]
     write_section("A second decoder", _told(compared, ignored))
 
 
-def _compare(file: archive.FileRef, root: Path, srgb: Path) -> Compared:
-    data, _ = file.read(root)
+def _compare(file: FileRef, root: Path, srgb: Path) -> Compared:
+    data, _ = door.at(root).read(file)
     try:
         ours: RGB | str = decode(data).rgb
     except ImageError as refusal:

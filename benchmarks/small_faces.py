@@ -17,7 +17,7 @@ from results import table, write_section
 from agewatch.estimator import faces
 from agewatch.estimator.faces import YuNet
 from agewatch.estimator.images import RGB, decode
-from agewatch.scoring import archive
+from agewatch.sources import door
 
 SIDES = (12, 16, 20, 24, 28, 32, 40, 48)
 """Heights of the pasted faces, in pixels of the copy that the detector sees."""
@@ -65,7 +65,7 @@ def _by_height(data: Path) -> str:
 
 
 def _by_working_side(data: Path) -> str:
-    photos = [decode(file.read(data / "photos")[0]).rgb for file in archive.find(data / "photos").files]
+    photos = [decode(door.at(data / "photos").read(file)[0]).rgb for file in door.find(door.at(data / "photos")).files]
     large: list[RGB] = [np.asarray(cv2.resize(rgb, (1920, 1440)), np.uint8) for rgb in photos[:20]]
     rows = []
     for working_side in WORKING_SIDES:
@@ -90,8 +90,8 @@ def _by_working_side(data: Path) -> str:
 def _known(root: Path) -> Iterator[tuple[RGB, Box]]:
     """Pictures and their one face, as the detector sees it at full size."""
     detector, kept = YuNet(), 0
-    for file in archive.find(root).files:
-        rgb = decode(file.read(root)[0]).rgb
+    for file in door.find(door.at(root)).files:
+        rgb = decode(door.at(root).read(file)[0]).rgb
         seen = detector(rgb)
         if len(seen) == 1:
             yield rgb, seen[0].box

@@ -25,9 +25,10 @@ from agewatch.estimator.spec import Cut
 from agewatch.files import replacing
 from agewatch.labelled import late
 from agewatch.scoring import predictions
-from agewatch.scoring.archive import FileRef
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.scorer import one_pictures_misfortune
+from agewatch.sources import door
+from agewatch.sources.source import FileRef, Source
 
 DAYS = 7
 """Faces are drawn from those that arrived in so many days up to the newest night, and from more where these are few."""
@@ -67,11 +68,11 @@ def ask(table: Path, key: Key, n: int, out: Path) -> Asked:
     that can be shown, OSError where the page can't be written.
     """
     faces = _unlabelled(table, key, n)
-    root = predictions.archives(table)[key.archive]
+    source = door.at(predictions.archives(table)[key.archive])
     chance, shown, lost = min(1.0, n / len(faces)), [], 0
     for row in faces.itertuples():
         try:
-            shown.append(_shown(root, row, chance))
+            shown.append(_shown(source, row, chance))
         except ImageError:
             lost += 1
         if len(shown) == n:
@@ -125,9 +126,9 @@ def _start(nights: npt.NDArray[np.object_], least: int) -> date:
     return start
 
 
-def _shown(root: Path, row: Any, chance: float) -> _Shown:
+def _shown(source: Source, row: Any, chance: float) -> _Shown:
     """A face as the page shows it. Raises ImageError where its picture can't be read or is another now."""
-    data, _ = FileRef(row.path).read(root)
+    data, _ = source.read(FileRef(row.path))
     if hashlib.blake2b(data, digest_size=32).hexdigest() != row.content_hash:
         raise ImageError("vanished", "The file holds another picture now.")
     with one_pictures_misfortune():

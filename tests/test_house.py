@@ -19,13 +19,14 @@ GROUND = {"errors", "settings", "files", "progress", "processes"}
 MAY_IMPORT = {  # rooms that a room may import beside itself
     "handler": {"estimator", "errors"},
     "estimator": {"errors"},
-    "scoring": {"estimator", *GROUND},
-    "labelled": {"scoring", "estimator", *GROUND},
-    "training": {"labelled", "scoring", "estimator", *GROUND},
-    "release": {"labelled", "scoring", "estimator", *GROUND},
+    "sources": GROUND,
+    "scoring": {"sources", "estimator", *GROUND},
+    "labelled": {"scoring", "sources", "estimator", *GROUND},
+    "training": {"labelled", "scoring", "sources", "estimator", *GROUND},
+    "release": {"labelled", "scoring", "sources", "estimator", *GROUND},
     "serving": {"estimator", *GROUND},
-    "nights": {"release", "labelled", "scoring", "estimator", *GROUND},
-    "upkeep": {"nights", "release", "labelled", "scoring", "estimator", *GROUND},
+    "nights": {"release", "labelled", "scoring", "sources", "estimator", *GROUND},
+    "upkeep": {"nights", "release", "labelled", "scoring", "sources", "estimator", *GROUND},
 }
 WINGS = {*MAY_IMPORT} - {"handler"}
 MAY_IMPORT |= {  # the upper floors

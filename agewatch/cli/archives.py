@@ -1,6 +1,5 @@
 """The archives of the predictions table: `agewatch archives ...`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,13 +31,13 @@ def archives(context: typer.Context, predictions: TableOption = None, as_json: J
 def move(
     context: typer.Context,
     name: NameArgument,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where it lies now.")],
+    place: Annotated[str, typer.Argument(metavar="FOLDER", help="Where it lies now.")],
     as_json: JsonOption = False,
 ) -> None:
     """Bind an archive to the folder that it was moved to; its rows stay."""
     from agewatch.scoring import archives as room
 
-    moved = room.move(context.obj, name, folder)
+    moved = room.move(context.obj, name, place)
     answer(as_json, moved, typer.echo, f"{moved.name} is now {moved.root}; {moved.files} files have rows.")
 
 

@@ -23,7 +23,7 @@ app = typer.Typer()
 
 @app.command()
 def score(
-    folder: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Folder of pictures, searched recursively.")],
+    place: Annotated[str, typer.Argument(metavar="ARCHIVE", help="Folder of pictures, searched recursively.")],
     model: ModelOption = None,
     predictions: TableOption = None,
     faces: Annotated[
@@ -54,7 +54,7 @@ def score(
 
     with display.progress(quiet=as_json) as on_progress:
         summary = api.score_archive(
-            folder, model=model, predictions=predictions, faces=faces, engine=engine, precision=precision,
+            place, model=model, predictions=predictions, faces=faces, engine=engine, precision=precision,
             workers=workers, max_refused=max_refused, max_gone=max_gone, exclude=exclude or (),
             memory_gb=memory_gb, name=archive,
             again="all" if rescore else "refused" if retry_refused else "nothing", anew_minutes=anew_minutes,

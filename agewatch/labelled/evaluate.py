@@ -17,11 +17,12 @@ from agewatch.labelled.dataset import drop_bad_labels, known_splits
 from agewatch.labelled.extraction import modes_of
 from agewatch.labelled.metrics import Metrics, Risk, Slice
 from agewatch.labelled.sources import read_sources
-from agewatch.scoring import archive, pool
-from agewatch.scoring.archive import FileRef
+from agewatch.scoring import pool
 from agewatch.scoring.content import SharedKeys
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.scorer import Execution, Job
+from agewatch.sources import door
+from agewatch.sources.source import FileRef
 
 LEARNT = "learnt"
 """Status of a picture that the model was trained, selected or calibrated on; it is not scored."""
@@ -96,8 +97,8 @@ def evaluate_archive(
     for source, of_source in files.items():
         key = Key(source.name, model.id, modes[source])
         run_id, room = uuid.uuid4().hex, how.room()
-        job = Job(source, key, model_path, how.cache, how.engine, how.precision, run_id, learnt, room)
-        for scored in pool.run(job, archive.shards(list(of_source.values()), _SHARD_FILES), how.workers):
+        job = Job(door.at(source), key, model_path, how.cache, how.engine, how.precision, run_id, learnt, room)
+        for scored in pool.run(job, pool.shards(list(of_source.values()), _SHARD_FILES), how.workers):
             rows += [row for row in scored.rows if row.get("face") in (0, None)]
             counts.update(row["status"] for row in scored.rows)
             done += scored.files

@@ -23,11 +23,11 @@ from agewatch.estimator.images import RGB, decode, quality
 from agewatch.estimator.memory import Room
 from agewatch.estimator.spec import PREPROCESSING_REVISION, Cut, Mode
 from agewatch.labelled.sources import Labelled
-from agewatch.scoring import archive, pool
-from agewatch.scoring.archive import decode_path
+from agewatch.scoring import pool
 from agewatch.scoring.room import SharedRoom
 from agewatch.scoring.scorer import one_pictures_misfortune
 from agewatch.settings import Settings
+from agewatch.sources.source import decode_path
 
 COLUMNS = (
     "mode", "reason", "content_hash", "width", "height", "box_x", "box_y", "box_w", "box_h", "landmarks", "face_score",
@@ -78,7 +78,7 @@ def modes_of(labelled: Sequence[Labelled], workers: int) -> dict[Path, Mode]:
         by_source.setdefault(item.source, []).append(item)
     sample = [item for items in by_source.values() for item in items[:: max(1, len(items) // _SAMPLE)]]
     filled: dict[Path, list[float]] = {source: [] for source in by_source}
-    for found in pool.run(Filling(_room(workers)), archive.shards(sample, _SHARD), workers):
+    for found in pool.run(Filling(_room(workers)), pool.shards(sample, _SHARD), workers):
         for source, share in found:
             filled[source].append(share)
     return {source: _mode(shares) for source, shares in filled.items()}
@@ -110,7 +110,7 @@ class Filling(pool.Task[Labelled, list[tuple[Path, float]]]):
                 starts()
                 with suppress(ImageError), self.room.picture(starts), one_pictures_misfortune():
                     self.room.expect(item.file.bytes or 0)
-                    rgb = decode(item.file.read(item.source)[0], room=self.room).rgb
+                    rgb = decode(item.read(), room=self.room).rgb
                     faces = detector(rgb)
                     found.append((item.source, faces[0].box[3] / min(rgb.shape[:2]) if faces else 0.0))
             return found
@@ -153,7 +153,7 @@ def _build(folder: Path, labelled: Sequence[Labelled], cut: Cut, workers: int, p
         _reserve(aside / _CHIPS, (len(labelled), *cut.shape))
         places = [Place(index, item, modes[item.source]) for index, item in enumerate(labelled)]
         records: dict[int, Record] = {}
-        for found in pool.run(Extraction(aside / _CHIPS, cut, _room(workers)), archive.shards(places, _SHARD), workers):
+        for found in pool.run(Extraction(aside / _CHIPS, cut, _room(workers)), pool.shards(places, _SHARD), workers):
             before = len(records) // _REPORT_EVERY
             records |= found
             if progress and (len(records) // _REPORT_EVERY > before or len(records) == len(places)):
@@ -236,7 +236,7 @@ class Extraction(pool.Task[Place, Mapping[int, Record]]):
         """A picture that crashed its reader, or hung it, is left out as `decoder_failed`."""
         record = _blank(item.mode) | {"reason": "decoder_failed"}
         with suppress(ImageError):
-            record["content_hash"] = blake2b(item.item.file.read(item.item.source)[0], digest_size=32).hexdigest()
+            record["content_hash"] = blake2b(item.item.read(), digest_size=32).hexdigest()
         return {item.index: record}
 
 
@@ -245,7 +245,7 @@ def _extract(place: Place, detector: YuNet, cut: Cut, room: Room) -> tuple[Recor
     record = _blank(place.mode)
     try:
         room.expect(place.item.file.bytes or 0)
-        data, _ = place.item.file.read(place.item.source)
+        data = place.item.read()
         record["content_hash"] = blake2b(data, digest_size=32).hexdigest()
         with one_pictures_misfortune():
             seen = look(data, detector, cut, room)

@@ -22,9 +22,9 @@ from agewatch.errors import LabelError, TableError, UsageError
 from agewatch.files import lock, replacing
 from agewatch.labelled.rows import refuse_export, rows_of
 from agewatch.scoring import predictions
-from agewatch.scoring.archive import encode_path
 from agewatch.scoring.beside import folder_of
 from agewatch.scoring.predictions import Key
+from agewatch.sources.source import encode_path
 
 OLDEST = 120.0
 """Years; a label beyond is no age."""

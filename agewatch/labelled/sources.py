@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy as np
 from agewatch.errors import LabelError, UsageError
 from agewatch.labelled import late
 from agewatch.labelled.rows import refuse_export, rows_of
-from agewatch.scoring import archive, predictions
-from agewatch.scoring.archive import FileRef
+from agewatch.scoring import predictions
 from agewatch.settings import Settings
+from agewatch.sources import door
+from agewatch.sources.source import FileRef, encode_path
 
 LABELS = "labels:"
 """A source that begins so is an archive of the predictions table, with the labels that were added to it."""
@@ -40,6 +42,13 @@ class Labelled:
     sex: str | None = None
     ethnicity: str | None = None
     subject: str | None = None
+
+    def read(self) -> bytes:
+        """The picture's bytes. Raises ImageError as `sources.source.Source.read` does."""
+        return _opened(self.source).read(self.file)[0]
+
+
+_opened = lru_cache(maxsize=8)(door.at)  # an archive of many files is costly to open
 
 
 def read_sources(sources: Sequence[Path]) -> list[Labelled]:
@@ -81,9 +90,10 @@ def _root_of(name: str) -> Path:
     root = known.get(predictions.known_name(table, name))
     if root is None:
         raise UsageError(f"There is no archive '{name}' in the table; it holds {', '.join(sorted(known)) or 'none'}.")
-    if not root.is_dir():
-        raise UsageError(f"The archive '{name}' is gone: its folder is not there.")
-    return root
+    place = Path(root)
+    if not place.exists():
+        raise UsageError(f"The archive '{name}' is gone: there is nothing at {root}.")
+    return place
 
 
 def _read_labels(name: str, root: Path) -> list[Labelled]:
@@ -114,7 +124,7 @@ def _root(table: Path) -> Path:
 
 
 def _read_folder(source: Path) -> Iterator[Labelled]:
-    listing = archive.find(source)
+    listing = door.find(door.at(source))
     if listing.unlisted:
         raise UsageError(f"The folder {source / listing.unlisted[0]} can't be listed, so its pictures would be missed.")
     for file in listing.files:
@@ -150,7 +160,7 @@ def _labelled(root: Path, row: Mapping[str, object], where: str) -> Labelled:
         raise LabelError(f"{where}: '{age or ''}' is no age.")
     if not isinstance(path, str) or not path or "\0" in path:
         raise LabelError(f"{where}: {'the path is empty' if not path else f'{path!r} is no path'}.")
-    file = FileRef(archive.encode_path(os.fsencode(path)))
+    file = FileRef(encode_path(os.fsencode(path)))
     sex, ethnicity, subject = (_text(row.get(name)) for name in ("sex", "ethnicity", "subject"))
     return Labelled(root, file, int(np.floor(years)), sex, ethnicity, subject)
 

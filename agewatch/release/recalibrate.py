@@ -22,8 +22,9 @@ from agewatch.estimator.spec import Calibration, Floats, Mode
 from agewatch.labelled.calibration import calibrate, coverage_by_band, covered
 from agewatch.labelled.metrics import Years
 from agewatch.release.package import package
-from agewatch.scoring.archive import FileRef
 from agewatch.scoring.scorer import one_pictures_misfortune
+from agewatch.sources import door
+from agewatch.sources.source import FileRef
 
 LEAST_FACES = 100
 """With fewer labels a coverage of 90 % spreads by more than 3 points (Vovk, 2012), and nothing is offered."""
@@ -50,13 +51,13 @@ class Recalibrated:
 
 
 def recalibrate(
-    faces: pd.DataFrame, model_path: Path, root: Path, mode: Mode, *, name: str, store: Path, cache: Path
+    faces: pd.DataFrame, model_path: Path, root: Path | str, mode: Mode, *, name: str, store: Path, cache: Path
 ) -> Recalibrated:
     """Calibrate a model's intervals on labelled faces of one archive, and package it as VERSION-NAME-NUMBER.
 
-    `faces` has columns path (below `root`), content_hash, face and age (true, years); none may be a face that the model
-    was trained or selected on. The pictures are read again, as the table keeps no distributions. The new file is not
-    made current. Raises LabelError where there are too few faces, ModelError where it can't be packaged.
+    `faces` has columns path (in the place `root`), content_hash, face and age (true, years); none may be a face that
+    the model was trained or selected on. The pictures are read again, as the table keeps no distributions. The new
+    file is not made current. Raises LabelError where there are too few faces, ModelError where it can't be packaged.
     """
     _require_enough(len(faces), len(faces))
     model = AgeModel.load(model_path)
@@ -75,14 +76,16 @@ def recalibrate(
     )  # fmt: skip
 
 
-def distributions(faces: pd.DataFrame, model: AgeModel, root: Path, mode: Mode, cache: Path) -> tuple[Floats, Years]:
+def distributions(
+    faces: pd.DataFrame, model: AgeModel, root: Path | str, mode: Mode, cache: Path
+) -> tuple[Floats, Years]:
     """The model's age distributions (n, bins) of the faces whose pictures are still there, and their true ages (n,)."""
-    detector = YuNet() if mode == "detect" else None
+    source, detector = door.at(root), YuNet() if mode == "detect" else None
     chips: list[RGB] = []
     ages: list[float] = []
     for path, pictured in faces.groupby("path"):
         try:
-            data, _ = FileRef(str(path)).read(root)
+            data, _ = source.read(FileRef(str(path)))
             with one_pictures_misfortune():
                 seen = look(data, detector, model.spec.cut)
         except ImageError:

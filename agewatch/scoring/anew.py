@@ -16,9 +16,9 @@ import pyarrow.dataset as ds
 
 from agewatch.estimator.spec import Mode
 from agewatch.scoring import baseline, predictions
-from agewatch.scoring.archive import FileRef
 from agewatch.scoring.predictions import Key, open_table
 from agewatch.scoring.writer import STATE, Stored, summarise
+from agewatch.sources.source import FileRef
 
 
 @dataclass(frozen=True)

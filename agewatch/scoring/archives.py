@@ -21,13 +21,13 @@ from agewatch.scoring.predictions import (
     LOCK_FILE,
     ROOT_PROPERTY,
     SCHEMA,
-    as_text,
     dataset,
     open_table,
     place,
     plain,
     require_writable,
 )
+from agewatch.sources import door
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,22 @@ def entries(table: Path) -> list[Archive]:
     for name, root in sorted(predictions.archives(table).items()):
         rows = predictions.read(table, pc.field("archive") == name, ["path", "gone_at"])
         gone = rows.filter(pc.is_valid(rows["gone_at"]))
-        found.append(Archive(name, str(root), *(len(pc.unique(some["path"])) for some in (rows, gone))))
+        found.append(Archive(name, root, *(len(pc.unique(some["path"])) for some in (rows, gone))))
     return found
 
 
-def move(table: Path, name: str, folder: Path) -> Archive:
-    """Bind an archive to another folder; its rows stay, and files are known by their path in it.
+def move(table: Path, name: str, place: Path | str) -> Archive:
+    """Bind an archive to another place; its rows stay, and files are known by their path in it.
 
-    Raises UsageError where there is no such archive or folder, TableError where the table can't be written.
+    Raises UsageError where there is no such archive or place, TableError where the table can't be written.
     """
     name = _require(table, name)
-    if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}.")
+    source = door.at(place)
+    source.require_there()
     with _told(table):
         held = open_table(table)
         require_writable(table)
-        held.alter.set_table_properties({ROOT_PROPERTY + name: as_text(folder.resolve())}, raise_if_not_exists=False)
+        held.alter.set_table_properties({ROOT_PROPERTY + name: source.root}, raise_if_not_exists=False)
     return next(entry for entry in entries(table) if entry.name == name)
 
 

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from agewatch.errors import TableError
 from agewatch.files import write_json
 from agewatch.scoring import baseline, pool, predictions
-from agewatch.scoring.archive import FileRef
 from agewatch.scoring.baseline import Baseline
 from agewatch.scoring.beside import folder_of
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.scorer import Job
+from agewatch.sources.source import FileRef
 
 COUNT = 200
 """Canaries of an archive: some seconds' work."""
@@ -150,8 +150,8 @@ def _run(job: Job, ages: Sequence[tuple[float, float]], lost: int, replaced: int
 
 def _estimated(job: Job, files: Sequence[FileRef], workers: int) -> Iterable[dict[str, Any]]:
     """A row a file: of its largest face, where it has one."""
-    shards = [files[start : start + _SHARD] for start in range(0, len(files), _SHARD)]
-    for scored in pool.run(job, shards, min(workers, len(shards))) if shards else ():
+    most = -(-len(files) // _SHARD)
+    for scored in pool.run(job, pool.shards(files, _SHARD), min(workers, most)) if files else ():
         yield from (row for row in scored.rows if row.get("face") in (None, 0))
 
 

@@ -55,6 +55,11 @@ class Task(ABC, Generic[Item, Answer]):
         """Answer, in the process that hands out, for an item that broke its worker; `why` ends a sentence about it."""
 
 
+def shards(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Cut a list of items into shards of at most `size`, in order."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
 def run(task: Task[Item, Answer], shards: Iterable[Sequence[Item]], workers: int) -> Iterator[Answer]:
     """Work on shards in so many processes of this machine and yield the answers as they come.
 

@@ -98,11 +98,11 @@ def read(folder: Path, where: ds.Expression | None = None, columns: Sequence[str
     return read_table(open_table(folder), folder, where, columns)
 
 
-def archives(folder: Path) -> dict[str, Path]:
-    """Map each archive's name to its root. Raises TableError where there is no table."""
+def archives(folder: Path) -> dict[str, str]:
+    """Map each archive's name to its root, as `sources.door` takes it. Raises TableError where there is no table."""
     properties = open_table(folder).metadata().configuration
     return {
-        name.removeprefix(ROOT_PROPERTY): Path(str(root))
+        name.removeprefix(ROOT_PROPERTY): str(root)
         for name, root in properties.items()
         if name.startswith(ROOT_PROPERTY)
     }
@@ -179,14 +179,6 @@ def count(folder: Path, where: ds.Expression) -> int:
 def plain(error: Exception) -> str:
     """An error's text in one line; delta-rs writes coloured trees and traces of its own calls."""
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error).split("\n   0: ")[0]).split())
-
-
-def as_text(path: Path) -> str:
-    """An absolute path as UTF-8; one that is none as a file URI, which no path looks like."""
-    try:
-        return os.fsencode(path).decode()
-    except UnicodeDecodeError:
-        return path.as_uri()
 
 
 def place(folder: Path) -> str:

@@ -19,13 +19,14 @@ from agewatch.errors import REFUSAL_CODES, GoneError, TableError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import stamp
-from agewatch.scoring import anew, archive, baseline, canaries, pool, predictions
+from agewatch.scoring import anew, baseline, canaries, pool, predictions
 from agewatch.scoring.anew import Plan
-from agewatch.scoring.archive import FileRef, Listing
 from agewatch.scoring.content import SharedKeys, hash_key
 from agewatch.scoring.predictions import Key, Rows
 from agewatch.scoring.scorer import Execution, Job, Scored
 from agewatch.scoring.writer import Missed, Stored, Writer
+from agewatch.sources import door
+from agewatch.sources.source import FileRef, Listing, Source
 
 Again = Literal["nothing", "refused", "all"]
 """What is scored although the table holds it: nothing, the refused files, or all."""
@@ -86,7 +87,7 @@ class Limits:
 
 
 def score_archive(
-    root: Path,
+    place: Path | str,
     *,
     model_path: Path,
     table: Path,
@@ -98,27 +99,27 @@ def score_archive(
     exclude: Sequence[str] = (),
     anew_minutes: float | None = None,
 ) -> Summary:
-    """Score every picture below `root` that the table does not hold yet, and return the archive's state.
+    """Score every picture of a place that the table does not hold yet, and return the archive's state.
 
-    `exclude` adds to what is litter (`litter.Litter`). With `anew_minutes`, files that only an older model scored are
-    scored after the others, the baseline's whatever it takes, then the newest first while these minutes last: the next
-    runs go on. `exit_code` of the summary is 1 where a folder can't be listed, as what it holds is not known; 6 where
-    more of the files were lost than `limits` allow; 3 where more were refused; else 0. Rows are committed whatever it
-    is, and files that are gone are marked so unless too many are. Raises UsageError (no such folder, archive name
-    taken, all anew within minutes), GoneError (no such folder, which the table holds rows of), ModelError, TableError,
-    or AgewatchError where no worker process can start; what was committed before stays.
+    A place is what `sources.door` opens. `exclude` adds to what is litter (`litter.Litter`). With `anew_minutes`, files
+    that only an older model scored are scored after the others, the baseline's whatever it takes, then the newest first
+    while these minutes last: the next runs go on. `exit_code` of the summary is 1 where a folder can't be listed, as
+    what it holds is not known; 6 where more of the files were lost than `limits` allow; 3 where more were refused; else
+    0. Rows are committed whatever it is, and files that are gone are marked so unless too many are. Raises UsageError (no
+    such place, archive name taken, all anew within minutes), GoneError (no such place, which the table holds rows of),
+    ModelError, TableError, or AgewatchError where no worker process can start; what was committed before stays.
     """
     started = perf_counter()
     if anew_minutes is not None and again == "all":
         raise UsageError("To score everything again takes what it takes: give it no minutes.")
-    root = root.resolve()
-    name = predictions.known_name(table, _name(root, name))
-    _require_there(root, name, table)
-    listing = archive.find(root, exclude)
+    source = door.at(place)
+    name = predictions.known_name(table, _name(name or source.name))
+    _require_there(source, name, table)
+    listing = door.find(source, exclude)
     key = Key(name, AgeModel.load(model_path).id, mode)
     run_id = f"{stamp()}-{uuid.uuid4().hex[:6]}"
-    job = Job(root, key, model_path, how.cache, how.engine, how.precision, run_id, room=how.room())
-    writer = Writer(table, key, root=root)
+    job = Job(source, key, model_path, how.cache, how.engine, how.precision, run_id, room=how.room())
+    writer = Writer(table, key, root=source.root)
     todo = _plan(listing.files, writer, table, key, again, anew_minutes is not None)
     missed = writer.missed({file.path for file in listing.files})  # asked before rows are added
     done = _write_scores(job, todo, anew_minutes or 0.0, writer, how, again)
@@ -145,23 +146,24 @@ def score_archive(
     return replace(summary, exit_code=code, problem=problem)
 
 
-def _name(root: Path, name: str | None) -> str:
-    name = name or os.fsencode(root.name).decode(errors="backslashreplace")  # as paths stand in the table
+def _name(name: str) -> str:
     if not name or "/" in name or not name.isprintable():
         raise UsageError(f"An archive's name is printable text without '/', not {name!r}: choose one with --archive.")
     return name
 
 
-def _require_there(root: Path, name: str, table: Path) -> None:
-    """Raise GoneError where an archive's folder is not there that the table holds rows of."""
-    if root.is_dir():
-        return
-    with suppress(TableError):
-        if str(predictions.archives(table).get(name)) == str(Path(predictions.as_text(root))):
-            raise GoneError(
-                f"The archive '{name}' is gone: its folder is not there. Its rows are kept. Is a disk not mounted? If"
-                f" it was moved, run `agewatch archives move {name} FOLDER`."
-            )
+def _require_there(source: Source, name: str, table: Path) -> None:
+    """Raise UsageError where a place is not there, GoneError where the table holds rows of it."""
+    try:
+        source.require_there()
+    except UsageError:
+        with suppress(TableError):
+            if predictions.archives(table).get(name) == source.root:
+                raise GoneError(
+                    f"The archive '{name}' is gone: its folder is not there. Its rows are kept. Is a disk not mounted?"
+                    f" If it was moved, run `agewatch archives move {name} FOLDER`."
+                ) from None
+        raise
 
 
 def _note_the_gone(writer: Writer, listing: Listing, limits: Limits, missed: Missed) -> tuple[int, bool]:
@@ -269,15 +271,15 @@ def _score(job: Job, todo: Plan, minutes: float, writer: Writer, workers: int, a
     if not todo.now and not (todo.later and minutes):
         return
     size = max(16, min(SHARD_FILES, todo.files // (workers * 8) + 1))
-    later = anew.while_minutes_last(archive.shards(todo.later, size), minutes)
+    later = anew.while_minutes_last(pool.shards(todo.later, size), minutes)
     mistaken: list[FileRef] = []
     stored = writer.stored.values() if again == "nothing" else ()
     known = SharedKeys(hash_key(file.content_hash.hex()) for file in stored if file.content_hash)
-    for scored in pool.run(replace(job, known=known), chain(archive.shards(todo.now, size), later), workers):
+    for scored in pool.run(replace(job, known=known), chain(pool.shards(todo.now, size), later), workers):
         copies, unknown = _copies(writer, scored.same, job.run_id)
         mistaken += unknown
         yield Scored(scored.files - len(unknown), scored.rows + copies, [])
-    yield from pool.run(job, archive.shards(mistaken, size), workers) if mistaken else ()
+    yield from pool.run(job, pool.shards(mistaken, size), workers) if mistaken else ()
 
 
 def _copies(writer: Writer, same: Sequence[tuple[FileRef, str]], run_id: str) -> tuple[Rows, list[FileRef]]:

@@ -18,12 +18,12 @@ from agewatch.estimator.images import RGB, quality
 from agewatch.estimator.memory import Room
 from agewatch.estimator.model import AgeModel
 from agewatch.progress import Progress, unwatched
-from agewatch.scoring.archive import FileRef
 from agewatch.scoring.content import SharedKeys, hash_key
 from agewatch.scoring.pool import Task
 from agewatch.scoring.predictions import Key, Rows
 from agewatch.scoring.room import SharedRoom
 from agewatch.settings import Settings
+from agewatch.sources.source import FileRef, Read, Source
 
 BATCH_CHIPS = 32
 """Chips that go through the network at once, whatever files they come from."""
@@ -71,7 +71,7 @@ class Job(Task[FileRef, Scored]):
     `known` is content whose rows the table holds already, `room` what pictures may take.
     """
 
-    root: Path
+    source: Source
     key: Key
     model_path: Path
     cache: Path
@@ -89,7 +89,7 @@ class Job(Task[FileRef, Scored]):
         """One row that says `decoder_failed`."""
         digest = None
         with suppress(ImageError):  # with its hash it counts as scored, so that it is not tried every night
-            digest = blake2b(item.read(self.root)[0], digest_size=32).hexdigest()
+            digest = blake2b(self.source.read(item)[0], digest_size=32).hexdigest()
         row = self.row(item, "none") | {"content_hash": digest, "status": "decoder_failed"}
         return Scored(1, [row | {"error": f"The process that read the picture {why}."}], [])
 
@@ -130,11 +130,11 @@ class Scorer:
         same: list[tuple[FileRef, str]] = []
         repeated: list[dict[str, Any]] = []
         waiting: list[tuple[dict[str, Any], RGB]] = []
-        for file in files:
+        for file, read in self._job.source.reads(files):
             starts()
             row = self._job.row(file, self._engine.name)
             try:
-                file, digest, seen = self._look(file, row, starts)
+                file, digest, seen = self._look(file, read, row, starts)
             except ImageError as refusal:
                 rows.append(row | {"status": refusal.code, "error": str(refusal)})
                 continue
@@ -157,7 +157,9 @@ class Scorer:
         rows += self._with_ages(waiting)
         return Scored(len(files), rows + self._repeat(rows, repeated), same)
 
-    def _look(self, file: FileRef, row: dict[str, Any], starts: Callable[[], None]) -> tuple[FileRef, str, Seen | None]:
+    def _look(
+        self, file: FileRef, read: Read, row: dict[str, Any], starts: Callable[[], None]
+    ) -> tuple[FileRef, str, Seen | None]:
         """Read a file, whose row is of what was read, and look at its picture, unless its content is known already.
 
         The file's bytes end with this call, as does its share of the room.
@@ -165,7 +167,7 @@ class Scorer:
         room = self._job.room
         with room.picture(starts):
             room.expect(file.bytes or 0)
-            data, file = file.read(self._job.root)
+            data, file = read()
             digest = blake2b(data, digest_size=32).hexdigest()
             row |= asdict(file) | {"content_hash": digest}
             is_known = self._job.known is not None and hash_key(digest) in self._job.known

@@ -30,7 +30,6 @@ from agewatch.scoring.predictions import (
     SCHEMA,
     Key,
     Rows,
-    as_text,
     dataset,
     lacking,
     note_of,
@@ -40,6 +39,7 @@ from agewatch.scoring.predictions import (
     require_columns,
     require_writable,
 )
+from agewatch.sources import door
 
 TIDY_COMMITS = 100
 """So many commits apart a table's small files are merged."""
@@ -80,11 +80,11 @@ class Writer:
     written.
     """
 
-    def __init__(self, folder: Path, key: Key, *, root: Path) -> None:
+    def __init__(self, folder: Path, key: Key, *, root: Path | str) -> None:
         self._folder = folder
         self._key = key
         self._started = datetime.now(UTC)  # what this run finds is there by now
-        self._table = self._claim(as_text(root.resolve()))
+        self._table = self._claim(door.at(root).root)
         self._lock = lock(folder / LOCK_FILE, exclusive=False)
         self.stored = summarise(self._rows(key.where, STATE))
         self._arrivals: Arrivals | None = None  # of no use to a run that writes nothing

@@ -29,10 +29,11 @@ from agewatch.labelled.dataset import SPLITS, Faces, known_splits, prepare
 from agewatch.labelled.metrics import Metrics
 from agewatch.labelled.sources import read_sources
 from agewatch.labelled.tables import as_markdown, as_records
-from agewatch.scoring.archive import FileRef
 from agewatch.scoring.content import hash_key
 from agewatch.scoring.predictions import SCHEMA, Key
 from agewatch.scoring.scorer import Job, Scorer, cores
+from agewatch.sources import door
+from agewatch.sources.source import FileRef
 from agewatch.training import finetune
 from agewatch.training.candidates import FOLDS, cnn_model, ensemble_model, features, linear_model, ridge, svr
 from agewatch.training.provenance import claim, data_hash, git_commit, library_versions
@@ -299,7 +300,13 @@ def _reference(faces: Faces, folder: Path, roots: dict[str, Path], cache: Path) 
         modes: tuple[Mode, ...] = ("crop", "detect") if cut_as == "crop" else ("detect",)
         for mode in modes:
             job = Job(
-                roots[str(source)], Key(str(source), model_id, mode), folder, cache, "openvino", "f32", "reference"
+                door.at(roots[str(source)]),
+                Key(str(source), model_id, mode),
+                folder,
+                cache,
+                "openvino",
+                "f32",
+                "reference",
             )
             scored = Scorer(job).score([FileRef(path) for path in truth]).rows
             ages = [truth[row["path"]] if row.get("face") == 0 else None for row in scored]

@@ -76,7 +76,7 @@ def restore(settings: Settings, file: Path, schedule: Path) -> Restored:
             raise AgewatchError(f"The backup can't be restored to {settings.home}: {told}.") from error
     roots = predictions.archives(settings.predictions)
     for name, root in sorted(roots.items()):
-        if not root.is_dir():
+        if not Path(root).exists():
             notes.append(f"The archive '{name}' is not at {root}: run `agewatch archives move {name} FOLDER`.")
     return Restored(str(settings.home), head.made_at, sorted(roots), len(manifest.files), notes)
 

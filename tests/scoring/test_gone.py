@@ -17,12 +17,13 @@ from PIL import Image
 from rows import row, writer
 
 from agewatch.errors import GoneError, TableError, UsageError
-from agewatch.scoring import archive, archives, baseline, beside, predictions
+from agewatch.scoring import archives, baseline, beside, predictions
 from agewatch.scoring.export import export
 from agewatch.scoring.predictions import Key, latest_mode
 from agewatch.scoring.score import Limits, Summary, score_archive
 from agewatch.scoring.scorer import Execution
 from agewatch.scoring.writer import Writer
+from agewatch.sources import door
 
 AGEWATCH = Path(sys.executable).with_name("agewatch")
 FILES = 20
@@ -193,13 +194,13 @@ def test_files_below_a_folder_that_cannot_be_listed_are_not_gone(
     picture(folder / "deep" / "a.png", 27)
     run()
     (folder / "03.png").unlink()
-    listing = archive.find
+    listing = door.find
 
-    def blind(root: Path, exclude: Any) -> Any:
-        found = listing(root, ["deep/"])
-        return type(found)(found.files, found.ignored, ["deep"], listing(root).litter)
+    def blind(source: Any, exclude: Any) -> Any:
+        found = listing(source, ["deep/"])
+        return type(found)(found.files, found.ignored, ["deep"], listing(source).litter)
 
-    monkeypatch.setattr(archive, "find", blind)
+    monkeypatch.setattr(door, "find", blind)
     summary = run()
     assert (summary.exit_code, summary.lost, gone()) == (1, 1, {"03.png"})
     assert summary.problem == "A folder can't be listed; what is in there is not counted."

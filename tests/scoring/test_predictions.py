@@ -73,7 +73,7 @@ def test_an_archive_name_belongs_to_one_root(tmp_path: Path) -> None:
     writer(tmp_path, tmp_path / "one")
     with pytest.raises(UsageError, match="--archive"):
         writer(tmp_path, tmp_path / "two")
-    assert predictions.archives(tmp_path / "table") == {"a": (tmp_path / "one").resolve()}
+    assert predictions.archives(tmp_path / "table") == {"a": str((tmp_path / "one").resolve())}
 
 
 def test_no_table_is_a_sentence(tmp_path: Path) -> None:

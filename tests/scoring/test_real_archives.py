@@ -10,11 +10,11 @@ import pytest
 
 from agewatch.estimator.spec import Mode
 from agewatch.release.store import resolve
-from agewatch.scoring import archive as archives
 from agewatch.scoring import predictions
 from agewatch.scoring.score import Summary, score_archive
 from agewatch.scoring.scorer import Execution
 from agewatch.settings import Settings
+from agewatch.sources import door
 
 DATA = Path(os.environ.get("AGEWATCH_DATA", ""))
 pytestmark = pytest.mark.skipif("AGEWATCH_DATA" not in os.environ, reason="AGEWATCH_DATA names no folder of pictures")
@@ -29,7 +29,7 @@ def scored(root: Path, folder: Path, mode: Mode = "detect") -> tuple[Summary, li
 
 def test_photographs_as_they_come(tmp_path: Path) -> None:
     summary, rows = scored(DATA / "photos", tmp_path)
-    found = {file.path for file in archives.find(DATA / "photos").files}
+    found = {file.path for file in door.find(door.at(DATA / "photos")).files}
     assert {row["path"] for row in rows} == found
     assert len(found) == summary.found
     by_path = Counter(row["path"] for row in rows)

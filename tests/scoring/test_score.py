@@ -20,9 +20,10 @@ from PIL import Image
 from agewatch.errors import UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.progress import unwatched
-from agewatch.scoring import archive, predictions
+from agewatch.scoring import predictions
 from agewatch.scoring.score import Limits, Summary, score_archive
 from agewatch.scoring.scorer import Execution
+from agewatch.sources import door
 
 
 @pytest.fixture
@@ -86,6 +87,7 @@ from pathlib import Path
 from threading import Thread
 from agewatch.scoring.score import Limits, score_archive
 from agewatch.scoring.scorer import Execution
+from agewatch.sources import door
 root, model, table, cache = map(Path, sys.argv[1:])
 summary = score_archive(root, model_path=model, table=table, how=Execution(cache))
 loaded = [name for name in ("torch", "timm", "openvino") if name in sys.modules]
@@ -106,6 +108,7 @@ from pathlib import Path
 from threading import Thread
 from agewatch.scoring.score import Limits, score_archive
 from agewatch.scoring.scorer import Execution
+from agewatch.sources import door
 root, model, table, cache = map(Path, sys.argv[1:])
 opened = []
 
@@ -289,6 +292,7 @@ from pathlib import Path
 from threading import Thread
 from agewatch.scoring import pool, score
 from agewatch.scoring.scorer import Execution
+from agewatch.sources import door
 if __name__ == "__main__":
     pool.ITEM_SECONDS = 4
     root, model, table, cache = map(Path, sys.argv[1:])
@@ -373,10 +377,10 @@ def test_a_row_is_of_what_was_read_not_of_what_was_listed(
     folder = many(tmp_path / "many", 1)
     [picture] = folder.iterdir()
     before, stat = picture.read_bytes(), picture.stat()
-    listing = archive.find(folder)
+    listing = door.find(door.at(folder))
     picture.write_bytes(encoded(Image.new("RGB", (80, 80), "white")))
     with monkeypatch.context() as patched:
-        patched.setattr(archive, "find", lambda *_: listing)
+        patched.setattr(door, "find", lambda *_: listing)
         run(root=folder, mode="crop", workers=1)
     picture.write_bytes(before)
     os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -9,9 +9,10 @@ from pictures import ASTRONAUT
 
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Band, Calibration, Mode
-from agewatch.scoring.archive import FileRef
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.scorer import Job, Scorer
+from agewatch.sources import door
+from agewatch.sources.source import FileRef
 
 SHARE = """
 import sys
@@ -58,7 +59,7 @@ def test_a_row_has_the_interval_of_its_mode(model_folder: Path, cache: Path, tmp
     AgeModel(replace(model.spec, calibration=only_crops), model.weights).save(tmp_path)
 
     def width(mode: Mode) -> float:
-        job = Job(ASTRONAUT.parent, Key("space", "m", mode), tmp_path, cache, "openvino", "f32", "run")
+        job = Job(door.at(ASTRONAUT.parent), Key("space", "m", mode), tmp_path, cache, "openvino", "f32", "run")
         [row] = Scorer(job).score([FileRef(ASTRONAUT.name)]).rows
         return row["age_high"] - row["age_low"]
 

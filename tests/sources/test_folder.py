@@ -1,5 +1,5 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agewatch.errors import ImageError, UsageError
-from agewatch.scoring import archive as archives
-from agewatch.scoring.archive import FileRef, decode_path, encode_path, file_system, find, shards
+from agewatch.scoring.pool import shards
+from agewatch.sources import door
+from agewatch.sources import folder as folders
+from agewatch.sources.folder import Folder, file_system
+from agewatch.sources.source import FileRef, Listing, decode_path, encode_path
+
+
+def find(root: Path, exclude: Sequence[str] = ()) -> Listing:
+    return door.find(door.at(root), exclude)
 
 
 def test_pictures_are_found_and_the_rest_is_counted_or_passed_over(archive: Path) -> None:
@@ -55,7 +62,7 @@ def test_names_of_any_bytes_round_trip_and_are_read(tmp_path: Path, name: bytes)
     [found] = find(tmp_path).files
     assert decode_path(found.path) == name
     assert found.path.encode()  # valid UTF-8
-    assert found.read(tmp_path) == (name, found)
+    assert Folder(tmp_path).read(found) == (name, found)
 
 
 def test_a_file_larger_than_any_picture_is_refused_unread(tmp_path: Path) -> None:
@@ -63,7 +70,7 @@ def test_a_file_larger_than_any_picture_is_refused_unread(tmp_path: Path) -> Non
         file.truncate(2**40)  # sparse: reading it would end this process
     [found] = find(tmp_path).files
     with pytest.raises(ImageError, match="1,099,511,627,776 bytes") as refused:
-        found.read(tmp_path)
+        Folder(tmp_path).read(found)
     assert refused.value.code == "too_large"
 
 
@@ -75,11 +82,11 @@ def test_the_encoding_is_the_documented_one() -> None:
 
 def test_reading_what_is_gone_or_forbidden_says_so(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as gone:
-        FileRef("gone.jpg", 1, 1).read(tmp_path)
+        Folder(tmp_path).read(FileRef("gone.jpg", 1, 1))
     assert gone.value.code == "vanished"
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(ImageError) as folder:
-        FileRef("folder.jpg", 1, 1).read(tmp_path)
+        Folder(tmp_path).read(FileRef("folder.jpg", 1, 1))
     assert folder.value.code == "unreadable"
 
 
@@ -93,10 +100,10 @@ def test_a_listed_file_that_became_a_pipe_or_a_link_is_neither_waited_for_nor_fo
     (tmp_path / "elsewhere").write_bytes(b"x")
     (tmp_path / "b.jpg").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ImageError, match="a pipe"):
-        pipe.read(tmp_path)
+        Folder(tmp_path).read(pipe)
     with pytest.raises(ImageError, match="a symbolic link now"):
-        link.read(tmp_path)
-    assert FileRef("b.jpg").read(tmp_path)[0] == b"x"  # named by its user, not listed
+        Folder(tmp_path).read(link)
+    assert Folder(tmp_path).read(FileRef("b.jpg"))[0] == b"x"  # named by its user, not listed
 
 
 def test_the_log_of_a_table_is_no_picture(tmp_path: Path) -> None:
@@ -146,7 +153,7 @@ def test_dates_that_no_table_holds_are_left_out(in_memory: Path) -> None:
         os.utime(in_memory / name, (0, seconds))
     assert [file.mtime_ns for file in find(in_memory).files] == [None, None, 10**18]
     assert all(file.ctime_ns for file in find(in_memory).files)
-    data, opened = find(in_memory).files[1].read(in_memory)
+    data, opened = Folder(in_memory).read(find(in_memory).files[1])
     assert (data, opened) == (b"x", find(in_memory).files[1])
 
 
@@ -163,10 +170,10 @@ def test_the_change_time_is_taken_where_the_file_system_keeps_it(
     assert file_system(in_memory) == "tmpfs"
     assert file_system(Path("/proc/self")) == "proc"
     (in_memory / "a.jpg").write_bytes(b"x")
-    monkeypatch.setattr(archives, "file_system", lambda _root: "cifs")
+    monkeypatch.setattr(folders, "file_system", lambda _root: "cifs")
     [file] = find(in_memory).files
     assert (file.bytes, file.ctime_ns) == (1, None)
-    assert file.read(in_memory)[1] == file
+    assert Folder(in_memory).read(file)[1] == file
 
 
 def test_an_entry_that_hides_its_kind_is_a_file_that_will_not_be_read() -> None:
@@ -180,8 +187,8 @@ def test_an_entry_that_hides_its_kind_is_a_file_that_will_not_be_read() -> None:
 
         stat = is_dir
 
-    assert archives._kind(Hidden()) == "file"  # type: ignore[arg-type]
-    assert archives._file(Hidden(), "face.jpg", True) == FileRef("face.jpg")  # type: ignore[arg-type]
+    assert folders._kind(Hidden()) == "file"  # type: ignore[arg-type]
+    assert folders._file(Hidden(), "face.jpg", True) == FileRef("face.jpg")  # type: ignore[arg-type]
 
 
 @given(st.binary())

@@ -1,0 +1,30 @@
+"""The one door to an archive's bytes: from what a person or the table calls a place to what lists and reads it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from agewatch.sources.folder import Folder
+from agewatch.sources.source import Listing, Sieve, Source
+
+_URI = "file://"
+
+
+def at(place: Path | str) -> Source:
+    """The source at a place, which need not be there: a folder's path, or a root as the table holds it."""
+    text = os.fspath(place)
+    if text.startswith(_URI):  # of a path that is no UTF-8
+        return Folder(Path(os.fsdecode(unquote_to_bytes(text.removeprefix(_URI)))))
+    return Folder(Path(place))
+
+
+def find(source: Source, exclude: Sequence[str] = ()) -> Listing:
+    """List the pictures of a source, sorted by path; `exclude` adds to what is litter, see `source.Sieve`.
+
+    Raises UsageError where there is no such place, AgewatchError where it can't be listed.
+    """
+    source.require_there()
+    sieve = Sieve(exclude)
+    files = sorted(source.walk(sieve), key=lambda file: file.path)
+    return Listing(files, dict(sieve.ignored.most_common()), sorted(sieve.unlisted), sieve.litter)
