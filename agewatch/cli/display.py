@@ -76,6 +76,9 @@ def summary(run: Summary) -> None:
         f"{run.faces:,} faces. {run.scored:,} files scored now, {run.skipped:,} already known, {run.ignored:,} of other"
         f" kinds ignored, {run.disappeared:,} gone since. {run.seconds:.1f} s{rate}."
     )
+    if run.nested:
+        shown = ", ".join(run.nested[:_PATHS]) + (" ..." if len(run.nested) > _PATHS else "")
+        console.print(f"Archives inside are not opened: {escape(shown)}", highlight=False, soft_wrap=True)
     if run.left_to_rescore:
         console.print(f"{run.left_to_rescore:,} of those known stand by an older model only; the next runs go on.")
     for path in run.disappeared_paths[:_PATHS]:

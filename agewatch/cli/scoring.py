@@ -23,7 +23,7 @@ app = typer.Typer()
 
 @app.command()
 def score(
-    place: Annotated[str, typer.Argument(metavar="ARCHIVE", help="Folder of pictures, searched recursively.")],
+    place: Annotated[str, typer.Argument(metavar="ARCHIVE", help="Folder of pictures, zip or tar file.")],
     model: ModelOption = None,
     predictions: TableOption = None,
     faces: Annotated[

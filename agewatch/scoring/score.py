@@ -42,8 +42,8 @@ class Summary:
     `scored` files went through this run, `skipped` ones had rows already; `faces_per_s` is of this run. Within minutes,
     `scored_anew` of the scored had rows of an older model, and `left_to_rescore` of the skipped have such rows only,
     which are counted in their place. `refused_now` of the other scored files were refused. `disappeared` files have
-    rows and are no longer there; `lost` of them were there when it was scored last. `problem` says in a sentence why
-    `exit_code` is not 0.
+    rows and are no longer there; `lost` of them were there when it was scored last. `nested` archives
+    inside are not opened. `problem` says in a sentence why `exit_code` is not 0.
     """
 
     archive: str
@@ -70,6 +70,7 @@ class Summary:
     scored_anew: int = 0
     left_to_rescore: int = 0
     unlisted: list[str] = field(default_factory=list)
+    nested: list[str] = field(default_factory=list)
     disappeared_paths: list[str] = field(default_factory=list)
 
     @property
@@ -105,9 +106,9 @@ def score_archive(
     that only an older model scored are scored after the others, the baseline's whatever it takes, then the newest first
     while these minutes last: the next runs go on. `exit_code` of the summary is 1 where a folder can't be listed, as
     what it holds is not known; 6 where more of the files were lost than `limits` allow; 3 where more were refused; else
-    0. Rows are committed whatever it is, and files that are gone are marked so unless too many are. Raises UsageError (no
-    such place, archive name taken, all anew within minutes), GoneError (no such place, which the table holds rows of),
-    ModelError, TableError, or AgewatchError where no worker process can start; what was committed before stays.
+    0. Rows are committed whatever it is, and files that are gone are marked so unless too many are. Raises UsageError
+    (no such place, archive name taken, all anew within minutes), GoneError (no such place, which the table holds rows
+    of), ModelError, TableError, or AgewatchError where no worker can start; what was committed before stays.
     """
     started = perf_counter()
     if anew_minutes is not None and again == "all":
@@ -142,7 +143,7 @@ def score_archive(
         refused_now=done.refused,
         **_state(listing, known, done.files),
     )
-    code, problem = _judged(summary, limits, is_alarm)
+    code, problem = _judged(summary, limits, is_alarm, listing.damage)
     return replace(summary, exit_code=code, problem=problem)
 
 
@@ -188,8 +189,10 @@ def _look_at_canaries(table: Path, job: Job, listing: Listing, known: Mapping[st
         canaries.look_again(table, job, listing.files, workers)
 
 
-def _judged(run: Summary, limits: Limits, is_alarm: bool) -> tuple[int, str | None]:
+def _judged(run: Summary, limits: Limits, is_alarm: bool, damage: str | None) -> tuple[int, str | None]:
     """The exit code of a run, and the sentence that says why it is not 0."""
+    if damage is not None:
+        return 1, damage
     if run.unlisted:
         folders = "A folder" if len(run.unlisted) == 1 else f"{len(run.unlisted):,} folders"
         return 1, f"{folders} can't be listed; what is in there is not counted."
@@ -326,5 +329,6 @@ def _state(listing: Listing, stored: dict[str, Stored], scored: int) -> dict[str
         "refused": {code: n for code, n in sorted(statuses.items()) if code not in ("ok", "no_face")},
         "disappeared": len(gone),
         "unlisted": listing.unlisted,
+        "nested": listing.nested,
         "disappeared_paths": gone,
     }

@@ -6,17 +6,22 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from agewatch.sources.folder import Folder
+from agewatch.sources.packed import packed
 from agewatch.sources.source import Listing, Sieve, Source
 
 _URI = "file://"
 
 
 def at(place: Path | str) -> Source:
-    """The source at a place, which need not be there: a folder's path, or a root as the table holds it."""
+    """The source at a place, which need not be there: a folder, a zip or tar file, or a root as the table holds it.
+
+    Raises UsageError where the place is a file of another kind.
+    """
     text = os.fspath(place)
     if text.startswith(_URI):  # of a path that is no UTF-8
-        return Folder(Path(os.fsdecode(unquote_to_bytes(text.removeprefix(_URI)))))
-    return Folder(Path(place))
+        place = os.fsdecode(unquote_to_bytes(text.removeprefix(_URI)))
+    path = Path(place)
+    return packed(path) if path.is_file() else Folder(path)
 
 
 def find(source: Source, exclude: Sequence[str] = ()) -> Listing:
@@ -27,4 +32,6 @@ def find(source: Source, exclude: Sequence[str] = ()) -> Listing:
     source.require_there()
     sieve = Sieve(exclude)
     files = sorted(source.walk(sieve), key=lambda file: file.path)
-    return Listing(files, dict(sieve.ignored.most_common()), sorted(sieve.unlisted), sieve.litter)
+    return Listing(
+        files, dict(sieve.ignored.most_common()), sorted(sieve.unlisted), sieve.litter, sieve.nested, sieve.damage
+    )

@@ -57,9 +57,14 @@ class Litter:
 
     def covers(self, path: str) -> bool:
         """Tell of a path in the archive whether it is passed over, by its own name or a folder that it lies in."""
-        *folders, name = path.split("/")
-        above = ("/".join(folders[: depth + 1]) for depth in range(len(folders)))
-        return self.is_file(name, path) or any(map(self.is_folder, folders, above))
+        folder, _, name = path.rpartition("/")
+        return self.is_file(name, path) or self.covers_folder(folder)
+
+    def covers_folder(self, path: str) -> bool:
+        """Tell it of a folder by its path, of which the archive's own is empty, or of one that it lies in."""
+        names = path.split("/") if path else []
+        above = ("/".join(names[: depth + 1]) for depth in range(len(names)))
+        return any(map(self.is_folder, names, above))
 
     def _is_excluded(self, path: str) -> bool:
         return self._excluded is not None and self._excluded.match_file(path)

@@ -19,6 +19,7 @@ PICTURE_SUFFIXES = frozenset(
         ".jp2", ".j2k", ".dng", ".cr2", ".nef", ".arw",
     }
 )  # fmt: skip
+_ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
 MAX_BYTES = 2**31
 """Larger files are refused unread; the most pixels that are decoded have 1.4 GB at 16 bits and four channels."""
 _MOST = 2**63 - 1
@@ -52,13 +53,17 @@ class Sieve:
     """Tells pictures from what else an archive holds, and counts that while a place is listed.
 
     A picture is a regular file with a picture's suffix (any case) or with none; its content is judged later. `exclude`
-    adds to what is litter, see `litter.Litter`. Raises UsageError where that is malformed.
+    adds to what is litter, see `litter.Litter`. `nested` are archives inside, which are not opened; `damage` says in a
+    sentence why not all that is there was listed. Raises UsageError where `exclude` is malformed.
     """
 
     def __init__(self, exclude: Sequence[str] = ()) -> None:
         self.litter = Litter(exclude)
         self.ignored: Counter[str] = Counter()
         self.unlisted: list[str] = []
+        self.nested: list[str] = []
+        self.damage: str | None = None
+        self._last_folder = ("", False)
 
     def enters(self, name: str, path: str) -> bool:
         """Tell of a folder whether it is listed."""
@@ -72,21 +77,32 @@ class Sieve:
         if is_regular and (suffix in PICTURE_SUFFIXES or (not suffix and not name.startswith("."))):
             return True
         self.ignored[suffix] += 1
+        if suffix in _ARCHIVES:
+            self.nested.append(path)
         return False
+
+    def keeps_at(self, path: str, *, is_regular: bool = True) -> bool:
+        """The same where nothing but paths is listed, of a file by all of its path."""
+        folder, _, name = path.rpartition("/")
+        if folder != self._last_folder[0]:
+            self._last_folder = folder, self.litter.covers_folder(folder)
+        return not self._last_folder[1] and self.keeps(name, path, is_regular=is_regular)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a place holds: files to score, the others by their suffix, and folders that can't be listed."""
+    """What a place holds: files to score, the others by their suffix, and folders that can't be listed; see `Sieve`."""
 
     files: list[FileRef]
     ignored: dict[str, int]
     unlisted: list[str]
     litter: Litter = field(default_factory=Litter)
+    nested: list[str] = field(default_factory=list)
+    damage: str | None = None
 
     def may_hold(self, path: str) -> bool:
-        """Tell whether a path lies in a folder that can't be listed, so that it may still be there."""
-        return any(path.startswith(f"{folder}/") for folder in self.unlisted)
+        """Tell whether a path lies in what can't be listed, so that it may still be there."""
+        return self.damage is not None or any(path.startswith(f"{folder}/") for folder in self.unlisted)
 
 
 class Source(ABC):
@@ -126,6 +142,14 @@ def too_large(size: int) -> ImageError:
 def fitting(nanoseconds: int) -> int | None:
     """A time that the table can hold, else None."""
     return nanoseconds if abs(nanoseconds) <= _MOST else None
+
+
+def stamped(seconds: int, token: int) -> int:
+    """A date in nanoseconds of which the place keeps whole seconds, and beyond them what it says of the content.
+
+    So a file that is replaced within a second by another of its size is seen, by an ETag or a checksum.
+    """
+    return fitting(seconds * 10**9 + token % 10**9) or 0
 
 
 def encode_path(path: builtins.bytes) -> str:
