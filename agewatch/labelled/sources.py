@@ -16,6 +16,7 @@ from agewatch.scoring import predictions
 from agewatch.settings import Settings
 from agewatch.sources import door
 from agewatch.sources.source import FileRef, encode_path
+from agewatch.sources.storage import url_of
 
 LABELS = "labels:"
 """A source that begins so is an archive of the predictions table, with the labels that were added to it."""
@@ -91,6 +92,10 @@ def _root_of(name: str) -> Path:
     if root is None:
         raise UsageError(f"There is no archive '{name}' in the table; it holds {', '.join(sorted(known)) or 'none'}.")
     place = Path(root)
+    if url_of(root) is not None:
+        raise UsageError(
+            f"The pictures of '{name}' lie in object storage: labels are learnt from those of this machine."
+        )
     if not place.exists():
         raise UsageError(f"The archive '{name}' is gone: there is nothing at {root}.")
     return place

@@ -5,19 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+from agewatch.sources.bucket import Bucket
 from agewatch.sources.folder import Folder
 from agewatch.sources.packed import packed
 from agewatch.sources.source import Listing, Sieve, Source
+from agewatch.sources.storage import url_of
 
 _URI = "file://"
 
 
 def at(place: Path | str) -> Source:
-    """The source at a place, which need not be there: a folder, a zip or tar file, or a root as the table holds it.
+    """The source at a place, which need not be there: a folder, a zip or tar file, a URL, or a root of the table's.
 
-    Raises UsageError where the place is a file of another kind.
+    Raises UsageError where the place is a file of another kind, or no URL as it should be.
     """
     text = os.fspath(place)
+    if (url := url_of(text)) is not None:
+        return Bucket(url)
     if text.startswith(_URI):  # of a path that is no UTF-8
         place = os.fsdecode(unquote_to_bytes(text.removeprefix(_URI)))
     path = Path(place)

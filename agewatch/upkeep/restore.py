@@ -22,6 +22,7 @@ from agewatch.release import store
 from agewatch.release.store import POINTER_FILE
 from agewatch.scoring import predictions
 from agewatch.settings import Settings
+from agewatch.sources.storage import url_of
 from agewatch.upkeep.backup import (
     FORMAT,
     HEAD,
@@ -76,7 +77,7 @@ def restore(settings: Settings, file: Path, schedule: Path) -> Restored:
             raise AgewatchError(f"The backup can't be restored to {settings.home}: {told}.") from error
     roots = predictions.archives(settings.predictions)
     for name, root in sorted(roots.items()):
-        if not Path(root).exists():
+        if url_of(root) is None and not Path(root).exists():
             notes.append(f"The archive '{name}' is not at {root}: run `agewatch archives move {name} FOLDER`.")
     return Restored(str(settings.home), head.made_at, sorted(roots), len(manifest.files), notes)
 
