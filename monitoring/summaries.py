@@ -12,14 +12,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from agewatch.errors import REFUSAL_CODES, TableError
 from agewatch.files import replacing
 from agewatch.scoring import predictions
 from agewatch.scoring.beside import SUMMARIES, folder_of
-from agewatch.scoring.predictions import Key, open_table, place, plain
+from agewatch.scoring.predictions import Key, open_table, plain
 from monitoring.evidence import Floats
 
 MEASURES = ("age", "age_interval", "face_score", "brightness", "contrast", "sharpness")
@@ -120,7 +119,7 @@ def _data_files(table: Path, archive: str) -> set[str]:
 
 
 def _sums(table: Path, name: str, key: Key) -> Iterator[pa.Table]:
-    files = fs.SubTreeFileSystem(place(table), fs.LocalFileSystem())
+    files = predictions.file_system(table)
     source = ds.dataset([name], schema=predictions.SCHEMA, format="parquet", filesystem=files)
     try:
         for batch in source.to_batches(

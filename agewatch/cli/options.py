@@ -28,7 +28,9 @@ LabelledArgument = Annotated[
 ]
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model file; default: the store's current one.")]
 PrecisionOption = Annotated[Literal["auto", "f32", "bf16"], typer.Option(help="Number format of the network.")]
-TableOption = Annotated[Path | None, typer.Option("--predictions", help="Folder of the predictions table.")]
+TableOption = Annotated[
+    Path | None, typer.Option("--predictions", help="Folder or s3:// URL of the predictions table.")
+]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a core.")]
 
 

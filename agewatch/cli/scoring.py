@@ -23,7 +23,9 @@ app = typer.Typer()
 
 @app.command()
 def score(
-    place: Annotated[str, typer.Argument(metavar="ARCHIVE", help="Folder of pictures, zip or tar file.")],
+    place: Annotated[
+        str, typer.Argument(metavar="ARCHIVE", help="Folder of pictures, zip or tar file, or s3://, gs://, az:// URL.")
+    ],
     model: ModelOption = None,
     predictions: TableOption = None,
     faces: Annotated[

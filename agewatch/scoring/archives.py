@@ -22,6 +22,7 @@ from agewatch.scoring.predictions import (
     ROOT_PROPERTY,
     SCHEMA,
     dataset,
+    is_remote,
     open_table,
     place,
     plain,
@@ -71,6 +72,8 @@ def remove(table: Path, name: str, reports: Path) -> Archive:
     The table is written anew from the other archives' current rows, so their history ends too. Raises UsageError where
     there is no such archive, TableError where another run uses the table, or where it or the reports can't be erased.
     """
+    if is_remote(table):
+        raise UsageError("An archive can't be erased from a table in object storage, whose history would stay there.")
     name, table = _require(table, name), table.resolve()  # the table itself, where a link leads to it
     erased = next(entry for entry in entries(table) if entry.name == name)
     with _told(table):

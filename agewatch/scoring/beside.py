@@ -1,7 +1,11 @@
 """What is kept of an archive beside its rows, in the table's own folder: it travels with the table and ends with it."""
 
+from hashlib import blake2b
 from pathlib import Path
 from urllib.parse import quote
+
+from agewatch.settings import Settings
+from agewatch.sources.storage import url_of
 
 FOLDER = "_agewatch"
 """In the table's folder; readers and cleaners of Delta tables pass over names that begin so."""
@@ -10,7 +14,12 @@ SUMMARIES = "summaries.parquet"
 
 
 def folder_of(table: Path, archive: str) -> Path:
-    """The folder of what is kept of an archive; it need not exist."""
+    """The folder of what is kept of an archive; it need not exist.
+
+    Of a table in object storage it is one of this machine, below the home: it does not travel with the table.
+    """
+    if (url := url_of(table)) is not None:
+        return Settings().home / "tables" / blake2b(url.encode(), digest_size=8).hexdigest() / name_of(archive)
     return table / FOLDER / name_of(archive)
 
 

@@ -23,6 +23,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from agewatch.errors import TableError, UsageError
 from agewatch.estimator.spec import Mode
+from agewatch.sources.storage import aws_options, url_of
 
 _TIME = pa.timestamp("us", "UTC")
 SCHEMA = pa.schema(
@@ -181,8 +182,17 @@ def plain(error: Exception) -> str:
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error).split("\n   0: ")[0]).split())
 
 
+def is_remote(folder: Path) -> bool:
+    """Tell whether a table lies in object storage: `s3://BUCKET/PREFIX`."""
+    return url_of(folder) is not None
+
+
 def place(folder: Path) -> str:
-    """A table's absolute path as delta-rs and Arrow take it. Raises UsageError where delta-rs can't."""
+    """A table's absolute path or URL as delta-rs and Arrow take it. Raises UsageError where delta-rs can't."""
+    if (url := url_of(folder)) is not None:
+        if not url.startswith("s3://"):
+            raise UsageError(f"A table lies in a folder or at s3://BUCKET/PREFIX, not at {url}.")
+        return url
     path = folder.resolve()
     try:
         place = os.fsencode(path).decode()
@@ -193,10 +203,15 @@ def place(folder: Path) -> str:
     return place
 
 
+def storage_options(folder: Path) -> dict[str, str] | None:
+    """What delta-rs needs to reach a table. Commits are conditional puts, so that of two at once one is refused."""
+    return aws_options() if is_remote(folder) else None
+
+
 def open_table(folder: Path) -> DeltaTable:
     """Open a predictions table. Raises TableError where there is none, or where it is one of other things."""
     try:
-        table = DeltaTable(place(folder))
+        table = DeltaTable(place(folder), storage_options=storage_options(folder))
     except TableNotFoundError as error:
         raise TableError(f"There is no predictions table at {folder}: run `agewatch score` first.") from error
     except (DeltaError, OSError) as error:
@@ -211,10 +226,16 @@ def require_columns(table: DeltaTable, folder: Path) -> None:
         raise TableError(f"The table {folder} holds other things than predictions: it lacks {', '.join(missing)}.")
 
 
+def may_write(folder: Path) -> bool:
+    """Tell whether this user may write to a table; in object storage that is seen when it is done."""
+    # Asked first, as delta-rs prints a panic before it raises.
+    places = () if is_remote(folder) else (folder, folder / "_delta_log")
+    return all(os.access(place, os.W_OK | os.X_OK) for place in places)
+
+
 def require_writable(folder: Path) -> None:
     """Raise TableError where this user may not write to a table."""
-    # Asked first, as delta-rs prints a panic before it raises.
-    if not all(os.access(place, os.W_OK | os.X_OK) for place in (folder, folder / "_delta_log")):
+    if not may_write(folder):
         raise TableError(f"The table {folder} can't be written by this user, only read.")
 
 
@@ -226,9 +247,21 @@ def lacking(table: DeltaTable) -> list[str]:
 
 def dataset(table: DeltaTable, folder: Path) -> ds.Dataset:
     """The rows of a table for Arrow, with nulls in columns that it lacks."""
-    # Arrow's own file system: delta-rs's calls back into Python from reader threads, which aborts one exit in ten.
-    files = fs.SubTreeFileSystem(place(folder), fs.LocalFileSystem())
-    return table.to_pyarrow_dataset(filesystem=files).replace_schema(SCHEMA)
+    return table.to_pyarrow_dataset(filesystem=file_system(folder)).replace_schema(SCHEMA)
+
+
+def file_system(folder: Path) -> fs.FileSystem:
+    """A table's files for Arrow."""
+    # Arrow's own: delta-rs's calls back into Python from reader threads, which aborts one exit in ten.
+    if not is_remote(folder):
+        return fs.SubTreeFileSystem(place(folder), fs.LocalFileSystem())
+    told = aws_options()
+    storage = fs.S3FileSystem(
+        access_key=told.get("aws_access_key_id"), secret_key=told.get("aws_secret_access_key"),
+        session_token=told.get("aws_session_token"), region=told.get("aws_region"),
+        endpoint_override=told.get("aws_endpoint"),
+    )  # fmt: skip
+    return fs.SubTreeFileSystem(place(folder).removeprefix("s3://"), storage)
 
 
 def read_table(

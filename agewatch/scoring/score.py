@@ -3,7 +3,6 @@
 Worker processes turn shards of files into rows; this process alone writes them, one commit a shard.
 """
 
-import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,7 +137,7 @@ def score_archive(
         left_to_rescore=todo.files - done.files,
         seconds=round(seconds, 3),
         faces_per_s=round(done.rows["ok"] / seconds, 1),
-        predictions=str(table.resolve()),
+        predictions=predictions.place(table),
         lost=lost,
         refused_now=done.refused,
         **_state(listing, known, done.files),
@@ -185,7 +184,7 @@ def _look_at_canaries(table: Path, job: Job, listing: Listing, known: Mapping[st
     """Estimate the canaries again, once there can be a baseline to draw them from. Raises what `look_again` raises."""
     faces = sum(stored.faces for stored in known.values())
     is_known = faces >= baseline.FULL or bool(baseline.accepted(table, job.key.archive))
-    if is_known and os.access(table, os.W_OK):  # who may only read the table may still ask for its state
+    if is_known and predictions.may_write(table):  # who may only read the table may still ask for its state
         canaries.look_again(table, job, listing.files, workers)
 
 

@@ -31,6 +31,7 @@ from agewatch.scoring.predictions import (
     Key,
     Rows,
     dataset,
+    is_remote,
     lacking,
     note_of,
     place,
@@ -38,6 +39,7 @@ from agewatch.scoring.predictions import (
     read_table,
     require_columns,
     require_writable,
+    storage_options,
 )
 from agewatch.sources import door
 
@@ -85,7 +87,7 @@ class Writer:
         self._key = key
         self._started = datetime.now(UTC)  # what this run finds is there by now
         self._table = self._claim(door.at(root).root)
-        self._lock = lock(folder / LOCK_FILE, exclusive=False)
+        self._lock = None if is_remote(folder) else lock(folder / LOCK_FILE, exclusive=False)
         self.stored = summarise(self._rows(key.where, STATE))
         self._arrivals: Arrivals | None = None  # of no use to a run that writes nothing
         self._others_wrote = False
@@ -190,7 +192,7 @@ class Writer:
             self._require_room(sum(self._table.get_add_actions()["size_bytes"].to_pylist()))
             self._table.optimize.compact(commit_properties=CommitProperties(max_commit_retries=0))
         version = self._table.version()
-        self._table = DeltaTable(place(self._folder))
+        self._table = DeltaTable(place(self._folder), storage_options=storage_options(self._folder))
         self._others_wrote |= self._table.version() != version
 
     def rows_of(self, paths: Iterable[str]) -> Rows:
@@ -239,6 +241,8 @@ class Writer:
 
     def _require_room(self, needed: int) -> None:
         # Asked first, as delta-rs, which meets a full disk on its way, prints a panic before it raises.
+        if is_remote(self._folder):
+            return
         needed += _SPARE_BYTES
         if (room := shutil.disk_usage(self._folder).free) < needed:
             raise TableError(
@@ -272,7 +276,9 @@ class Writer:
         """Open or create the table and bind the archive's name to its root in the table's own properties."""
         for _ in range(_MAX_ATTEMPTS):
             try:
-                table = DeltaTable.create(place(self._folder), schema=SCHEMA, mode="ignore")
+                table = DeltaTable.create(
+                    place(self._folder), schema=SCHEMA, mode="ignore", storage_options=storage_options(self._folder)
+                )
                 require_columns(table, self._folder)
                 known = table.metadata().configuration.get(ROOT_PROPERTY + self._key.archive)
                 if known == root:
