@@ -55,7 +55,7 @@ soak: install
 # What scoring costs and finds and what drift is worth, written to benchmarks/RESULTS.md: some hours. AGEWATCH_DATA
 # names real pictures.
 bench: install
-	for name in bench decode_memory archive_size drift segments drift_size idle $(if $(AGEWATCH_DATA),parity small_faces cause fit labels); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in bench decode_memory archive_size object_storage drift segments drift_size idle $(if $(AGEWATCH_DATA),parity small_faces cause fit labels); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* *.egg-info dist

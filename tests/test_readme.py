@@ -6,8 +6,10 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rows import row, writer
 
 from agewatch.errors import REFUSAL_CODES
 from agewatch.labelled.tables import as_markdown, from_records
@@ -47,6 +49,20 @@ def test_the_readme_uses_every_command_but_the_demo() -> None:
 def test_every_column_and_refusal_is_explained() -> None:
     for name in [*predictions.SCHEMA.names, *REFUSAL_CODES]:
         assert f"`{name}`" in README, name
+
+
+def test_other_programs_read_the_table_as_shown(tmp_path: Path) -> None:
+    import deltalake
+    import duckdb
+    import polars
+
+    writer(tmp_path, tmp_path).write([row("a.jpg"), row("b.jpg", face=None, status="no_face")])
+    [shown] = [block for block in re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S) if "read_delta" in block]
+    shown = shown.replace(".agewatch/predictions", str(tmp_path / "table"))
+    found: dict[str, Any] = {"deltalake": deltalake, "duckdb": duckdb, "polars": polars}
+    exec(shown + "read = duckdb_rows.fetchall()\n", found)
+    assert len(found["pandas_rows"]) == len(found["polars_rows"]) == 2
+    assert [path for path, _ in found["read"]] == ["a.jpg"]
 
 
 def test_the_make_targets_exist() -> None:

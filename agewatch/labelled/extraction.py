@@ -127,7 +127,8 @@ def _key(labelled: Sequence[Labelled], cut: Cut) -> str:
     for item in labelled:
         path = os.path.join(os.fsencode(item.source), decode_path(item.file.path))
         try:
-            stat = Path(os.fsdecode(path)).stat()
+            place = Path(os.fsdecode(path))
+            stat = (item.source if item.source.is_file() else place).stat()
             state = f"{stat.st_size} {stat.st_mtime_ns}"
         except OSError:  # a missing picture is refused when it is read
             state = "-"

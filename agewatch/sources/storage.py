@@ -1,6 +1,6 @@
 """Object storage by URL: `s3://BUCKET/PREFIX`, `gs://`, `az://`.
 
-Through obstore, as one of its requests costs a tenth of the CPU time of fsspec's and it needs no other package
+Through obstore, as one of its requests costs less than a tenth of fsspec's CPU time and it needs no other package
 (benchmarks/object_storage.py). Credentials come from the environment, a machine's role, or a profile of AWS; they are
 handed to libraries and never told.
 """

@@ -16,6 +16,7 @@ from agewatch.nights import schedule
 from agewatch.release import store
 from agewatch.scoring import predictions
 from agewatch.settings import Settings
+from agewatch.sources.storage import url_of
 from agewatch.upkeep.disk import existing, room_for_a_night
 from agewatch.upkeep.finding import Finding
 
@@ -138,7 +139,8 @@ def nights(_settings: Settings) -> Iterator[Finding]:
         return
     for planned in schedule.read():
         if planned.flow == schedule.NIGHT:
-            yield _folder(planned.archive, Path(planned.folder))
+            if url_of(planned.folder) is None and not Path(planned.folder).is_file():
+                yield _folder(planned.archive, Path(planned.folder))
         else:
             sources = planned.parameters.get("sources") or ()
             on_disk = [str(source) for source in sources if not str(source).startswith("labels:")]
