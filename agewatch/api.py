@@ -6,11 +6,12 @@ imported inside the functions.
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from agewatch.errors import UsageError
 from agewatch.files import stamp
 from agewatch.progress import Progress, unwatched
 from agewatch.settings import Settings
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from agewatch.serving.torchserve import Served
     from agewatch.training.train import Trained
 
+Runner = Literal["local", "ray"]
+"""Where the workers are: processes of this machine, or of a Ray cluster's machines."""
 ModelPath = Path | str | None
 """A model file; None is the store's current one, or the starter."""
 
@@ -48,16 +51,28 @@ def score_archive(
     name: str | None = None,
     again: "Again" = "nothing",
     anew_minutes: float | None = None,
+    runner: "Runner" = "local",
+    address: str | None = None,
     progress: Progress = unwatched,
 ) -> "Summary":
-    """Score every picture of an archive that the table does not hold yet; see `agewatch.scoring.score`."""
-    from agewatch.scoring import score
+    """Score every picture of an archive that the table does not hold yet; see `agewatch.scoring.score`.
 
-    return score.score_archive(
-        archive, model_path=model_file(model), table=Path(predictions or Settings().predictions),
-        how=_execution(engine, precision, workers, progress, memory_gb), mode=faces,
-        limits=score.Limits(max_refused, max_gone), name=name, again=again, exclude=exclude, anew_minutes=anew_minutes,
-    )  # fmt: skip
+    With the runner `ray` the workers are those of the Ray cluster at `address`, or of one that is started for this run.
+    """
+    from agewatch.scoring import on_ray, score
+
+    if address is not None and runner != "ray":
+        raise UsageError("An address is of a Ray cluster: it goes with the runner ray.")
+    how = _execution(engine, precision, workers, progress, memory_gb)
+    with ExitStack() as undo:
+        if runner == "ray":
+            cluster = undo.enter_context(on_ray.connected(address, memory_gb=how.memory_gb, workers=workers))
+            how = replace(how, workers=cluster.workers, run=cluster.run)
+        return score.score_archive(
+            archive, model_path=model_file(model), table=Path(predictions or Settings().predictions), how=how,
+            mode=faces, limits=score.Limits(max_refused, max_gone), name=name, again=again, exclude=exclude,
+            anew_minutes=anew_minutes,
+        )  # fmt: skip
 
 
 def export(

@@ -49,6 +49,12 @@ def score(
         float | None,
         typer.Option(min=0, help="What only an older model scored: the baseline, and the rest in so many minutes."),
     ] = None,
+    runner: Annotated[
+        Literal["local", "ray"], typer.Option(help="Workers of this machine, or of a Ray cluster's machines.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The Ray cluster's; default: one of this machine alone.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score every picture of ARCHIVE that is not scored yet: one row a face, one honest row for every file."""
@@ -60,7 +66,7 @@ def score(
             workers=workers, max_refused=max_refused, max_gone=max_gone, exclude=exclude or (),
             memory_gb=memory_gb, name=archive,
             again="all" if rescore else "refused" if retry_refused else "nothing", anew_minutes=anew_minutes,
-            progress=on_progress,
+            runner=runner, address=address, progress=on_progress,
         )  # fmt: skip
     answer(as_json, summary, display.summary, summary)
     raise typer.Exit(summary.exit_code)

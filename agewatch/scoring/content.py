@@ -4,8 +4,9 @@ Among ten million contents two have the same 64 bits with a chance of 3 in a mil
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from ctypes import Array, c_uint64
+from ctypes import c_uint64
 from datetime import UTC, datetime, timedelta
+from multiprocessing.context import get_spawning_popen
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
@@ -32,15 +33,20 @@ def hash_keys(content_hashes: pa.Array) -> Keys:
 
 
 class SharedKeys:
-    """A set of `hash_key`s that processes share instead of holding a copy each.
+    """A set of `hash_key`s that the processes of a machine share instead of holding a copy each.
 
-    It can be given to a process only while that starts. It has no name on the disk, so nothing is left of it.
+    To share it they get it while they start; it has no name on the disk, so nothing is left of it. A process elsewhere
+    gets a copy.
     """
 
     def __init__(self, keys: Iterable[int]) -> None:
         found = np.unique(np.fromiter(keys, np.uint64))
-        self._held: Array[c_uint64] = RawArray(c_uint64, len(found))
+        self._held: Any = RawArray(c_uint64, len(found))
         self._sorted[:] = found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process."""
+        return {"_held": self._held if get_spawning_popen() is not None else np.array(self._sorted)}
 
     def __contains__(self, key: int) -> bool:
         held, wanted = self._sorted, np.uint64(key)

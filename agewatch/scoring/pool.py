@@ -17,7 +17,7 @@ from ctypes import Array, c_double
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from time import monotonic, process_time
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
 
@@ -40,11 +40,7 @@ Work = Callable[[Sequence[Item], Callable[[], None]], Answer]
 
 
 class Task(ABC, Generic[Item, Answer]):
-    """What is done to shards of items, in a form that travels to worker processes as they start.
-
-    This is the seam at which another runner enters: it opens the task in each of its workers, hands them shards, takes
-    their answers in any order, and gives up an item that breaks the worker it is alone in.
-    """
+    """What is done to shards of items, in a form that travels to worker processes as they start."""
 
     @abstractmethod
     def open(self) -> "Work[Item, Answer]":
@@ -60,17 +56,64 @@ def shards(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
+class Run(Protocol):
+    """Works on shards and yields the answers as they come, in any order: `run`, or another machine's."""
+
+    def __call__(self, task: Task[Item, Answer], shards: Iterable[Sequence[Item]], workers: int, /) -> Iterator[Answer]:
+        """Raises what the task's `open` raises, and AgewatchError where nobody can work."""
+        ...
+
+
+class Worker(Protocol):
+    """What a pool asks of one that works for it: the seam at which workers elsewhere enter (see `on_ray`)."""
+
+    def submit(self, items: Sequence[Any]) -> Future[Any]:
+        """Start on a shard; the future raises BrokenProcessPool where the worker died over it."""
+        ...
+
+    def hangs(self) -> bool:
+        """Tell whether the item that is worked on has taken too long."""
+        ...
+
+    def restart(self) -> bool:
+        """Replace one that died. False where there is no place for it any more, through no fault of its items."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+    def stop(self) -> None:
+        """Let it end."""
+        ...
+
+
 def run(task: Task[Item, Answer], shards: Iterable[Sequence[Item]], workers: int) -> Iterator[Answer]:
     """Work on shards in so many processes of this machine and yield the answers as they come.
 
     On Ctrl-C the shards under way are finished and yielded before KeyboardInterrupt is raised. Raises what the task's
     `open` raises, and AgewatchError where no worker process can start.
     """
+
+    def start() -> Iterator[Worker]:
+        first = _Process(task)
+        yield first
+        first.pid()  # before the others: it converts the network for all, and fails early
+        for _ in range(workers - 1):
+            yield _Process(task)
+
+    return answers(task, shards, start())
+
+
+def answers(task: Task[Item, Answer], shards: Iterable[Sequence[Item]], workers: Iterable[Worker]) -> Iterator[Answer]:
+    """Have shards worked on and yield the answers as they come, as `run` does; then stop the workers.
+
+    Raises AgewatchError where no worker is left.
+    """
     pool = _Pool(task, shards)
     try:
-        pool.add_worker().pid()  # before the others: it converts the network for all, and fails early
-        for _ in range(workers - 1):
-            pool.add_worker()
+        for worker in workers:
+            pool.add(worker)
         while pool.hand_out():
             yield from pool.collect()
     except KeyboardInterrupt:
@@ -87,23 +130,24 @@ class _Pool(Generic[Item, Answer]):
     def __init__(self, task: Task[Item, Answer], shards: Iterable[Sequence[Item]]) -> None:
         self._task = task
         self._to_do = iter(shards)
-        self._alone: deque[tuple[Item, int]] = deque()  # items of broken shards, and how often each was tried
-        self._idle: list[_Worker] = []
+        # Of shards that broke: their items one by one, or whole, and how often each was tried.
+        self._again: deque[tuple[Sequence[Item], int]] = deque()
+        self._idle: list[Worker] = []
         self._under_way: dict[Future[Any], _Assignment] = {}
 
-    def add_worker(self) -> "_Worker":
-        """Start another process."""
-        worker = _Worker(self._task)
+    def add(self, worker: Worker) -> None:
+        """Take on another worker."""
         self._idle.append(worker)
-        return worker
 
     def is_busy(self) -> bool:
         """Tell whether an answer is awaited."""
         return bool(self._under_way)
 
     def hand_out(self) -> bool:
-        """Give every idle worker something: first items that are tried alone, then shards. False: all is done."""
-        while self._idle and (found := self._next()) is not None:
+        """Give every idle worker something: first what broke, then new shards. False: all is done."""
+        while (self._idle or not self._under_way) and (found := self._next()) is not None:
+            if not self._idle:
+                raise AgewatchError("No worker is left: all their machines are gone. What was done before is kept.")
             items, tries = found
             worker = self._idle.pop()
             self._under_way[worker.submit(items)] = _Assignment(worker, items, tries + 1)
@@ -117,9 +161,11 @@ class _Pool(Generic[Item, Answer]):
             try:
                 answer = future.result()
             except BrokenProcessPool:
-                given.worker.restart()
-                self._idle.append(given.worker)
-                yield from self._after_a_break(given)
+                if given.worker.restart():
+                    self._idle.append(given.worker)
+                    yield from self._after_a_break(given)
+                else:
+                    self._again.append((given.items, given.tries - 1))
             else:
                 self._idle.append(given.worker)
                 yield answer
@@ -129,25 +175,24 @@ class _Pool(Generic[Item, Answer]):
                 given.worker.kill()
 
     def close(self) -> None:
-        """End all processes."""
+        """End all workers."""
         for given in self._under_way.values():
             given.worker.kill()
         for worker in [*self._idle, *(given.worker for given in self._under_way.values())]:
             worker.stop()
 
     def _next(self) -> tuple[Sequence[Item], int] | None:
-        if self._alone:
-            item, tries = self._alone.popleft()
-            return [item], tries
+        if self._again:
+            return self._again.popleft()
         items = next(self._to_do, None)
         return None if items is None else (items, 0)
 
     def _after_a_break(self, given: "_Assignment") -> Iterator[Answer]:
         """Try the items of a shard one by one, and one that was alone once more; then give it up."""
         if len(given.items) > 1:
-            self._alone.extend((item, 0) for item in given.items)
+            self._again.extend(([item], 0) for item in given.items)
         elif given.tries < _LONE_TRIES and not given.hung:
-            self._alone.append((given.items[0], given.tries))
+            self._again.append((given.items, given.tries))
         else:
             long = f"took more than {ITEM_SECONDS:.0f} seconds"
             yield self._task.give_up(given.items[0], long if given.hung else "crashed")
@@ -155,14 +200,14 @@ class _Pool(Generic[Item, Answer]):
 
 @dataclass
 class _Assignment:
-    worker: "_Worker"
+    worker: Worker
     items: Sequence[Any]
     tries: int
     hung: bool = False
 
 
-class _Worker:
-    """One spawned process with the task open."""
+class _Process:
+    """One spawned process of this machine with the task open."""
 
     def __init__(self, task: Task[Any, Any]) -> None:
         self._task = task
@@ -195,15 +240,13 @@ class _Worker:
         if passed <= ITEM_SECONDS:
             return False
         used = _core_seconds(self.pid())
-        if used is None:
-            return True
-        own = used - core_seconds
-        return not _AT_WORK * passed < own < ITEM_SECONDS or passed > MOST_SECONDS
+        return used is None or takes_too_long(passed, used - core_seconds)
 
-    def restart(self) -> None:
+    def restart(self) -> bool:
         """Replace a process that died."""
         self.stop()
         self._start()
+        return True
 
     def pid(self) -> int:
         """Wait until the task is open; return the process's number. A process that is killed meanwhile is replaced.
@@ -226,6 +269,11 @@ class _Worker:
     def stop(self) -> None:
         """Let the process end."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def takes_too_long(passed: float, own: float) -> bool:
+    """Tell whether an item hangs that was begun so many seconds ago, of which its worker had some on a core."""
+    return passed > ITEM_SECONDS and (not _AT_WORK * passed < own < ITEM_SECONDS or passed > MOST_SECONDS)
 
 
 _task: Task[Any, Any]  # these three are of a worker process

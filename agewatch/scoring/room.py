@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, lockf
 from io import FileIO
 from multiprocessing import reduction
+from pathlib import Path
 from typing import Any
 
 from agewatch.estimator.memory import OWN_BYTES, Room, for_pictures
@@ -34,7 +35,10 @@ class SharedRoom(Room):
     def __init__(self, budget_gb: float, workers: int) -> None:
         all_of_it = for_pictures(budget_gb, workers + 1)
         self._units = max(int(budget_gb * 1e9) // 2, all_of_it - SLACK_BYTES) // UNIT
-        self._open(FileIO(os.memfd_create("agewatch-room"), "r+"))
+        self._open(self._make())
+
+    def _make(self) -> FileIO:
+        return FileIO(os.memfd_create("agewatch-room"), "r+")
 
     def __getstate__(self) -> tuple[int, Any]:
         """What goes to a process that starts: the file's descriptor goes with it."""
@@ -96,3 +100,14 @@ class SharedRoom(Room):
             lockf(self._file, LOCK_EX | LOCK_NB, 1, byte)
             return True
         return False
+
+
+class RoomOfMachine(SharedRoom):
+    """The room of workers that start apart: those of one machine share a file by its name."""
+
+    def __init__(self, budget_gb: float, workers: int, file: Path) -> None:
+        self._name = file
+        super().__init__(budget_gb, workers)
+
+    def _make(self) -> FileIO:
+        return FileIO(os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")

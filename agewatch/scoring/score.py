@@ -22,7 +22,7 @@ from agewatch.scoring import anew, baseline, canaries, pool, predictions
 from agewatch.scoring.anew import Plan
 from agewatch.scoring.content import SharedKeys, hash_key
 from agewatch.scoring.predictions import Key, Rows
-from agewatch.scoring.scorer import Execution, Job, Scored
+from agewatch.scoring.scorer import Execution, Job, Scored, cores
 from agewatch.scoring.writer import Missed, Stored, Writer
 from agewatch.sources import door
 from agewatch.sources.source import FileRef, Listing, Source
@@ -126,7 +126,7 @@ def score_archive(
     lost, is_alarm = _note_the_gone(writer, listing, limits, missed)
     known = todo.held | writer.stored if todo.held else writer.stored  # no copy of what may be ten million files
     if not is_alarm:
-        _look_at_canaries(table, job, listing, known, how.workers)
+        _look_at_canaries(table, job, listing, known, min(how.workers, cores()))
     seconds = perf_counter() - started
     summary = Summary(
         **asdict(key),
@@ -253,7 +253,7 @@ def _write_scores(job: Job, todo: Plan, minutes: float, writer: Writer, how: Exe
     """Score and commit shard by shard."""
     done = _Done()
     how.progress(0, todo.files, done.rows)
-    for scored in _score(job, todo, minutes, writer, how.workers, again):
+    for scored in _score(job, todo, minutes, writer, how, again):
         writer.write(scored.rows)
         for row in scored.rows:
             is_anew = row["path"] in todo.anew
@@ -268,20 +268,20 @@ def _write_scores(job: Job, todo: Plan, minutes: float, writer: Writer, how: Exe
     return done
 
 
-def _score(job: Job, todo: Plan, minutes: float, writer: Writer, workers: int, again: Again) -> Iterator[Scored]:
+def _score(job: Job, todo: Plan, minutes: float, writer: Writer, how: Execution, again: Again) -> Iterator[Scored]:
     """Score shards, with the table's own rows in place of new ones for content that it holds already."""
     if not todo.now and not (todo.later and minutes):
         return
-    size = max(16, min(SHARD_FILES, todo.files // (workers * 8) + 1))
+    size = max(16, min(SHARD_FILES, todo.files // (how.workers * 8) + 1))
     later = anew.while_minutes_last(pool.shards(todo.later, size), minutes)
     mistaken: list[FileRef] = []
     stored = writer.stored.values() if again == "nothing" else ()
     known = SharedKeys(hash_key(file.content_hash.hex()) for file in stored if file.content_hash)
-    for scored in pool.run(replace(job, known=known), chain(pool.shards(todo.now, size), later), workers):
+    for scored in how.run(replace(job, known=known), chain(pool.shards(todo.now, size), later), how.workers):
         copies, unknown = _copies(writer, scored.same, job.run_id)
         mistaken += unknown
         yield Scored(scored.files - len(unknown), scored.rows + copies, [])
-    yield from pool.run(job, pool.shards(mistaken, size), workers) if mistaken else ()
+    yield from how.run(job, pool.shards(mistaken, size), how.workers) if mistaken else ()
 
 
 def _copies(writer: Writer, same: Sequence[tuple[FileRef, str]], run_id: str) -> tuple[Rows, list[FileRef]]:

@@ -18,8 +18,9 @@ from agewatch.estimator.images import RGB, quality
 from agewatch.estimator.memory import Room
 from agewatch.estimator.model import AgeModel
 from agewatch.progress import Progress, unwatched
+from agewatch.scoring import pool
 from agewatch.scoring.content import SharedKeys, hash_key
-from agewatch.scoring.pool import Task
+from agewatch.scoring.pool import Run, Task
 from agewatch.scoring.predictions import Key, Rows
 from agewatch.scoring.room import SharedRoom
 from agewatch.settings import Settings
@@ -39,8 +40,8 @@ def cores() -> int:
 class Execution:
     """How a model is run over pictures, which changes no row beyond rounding.
 
-    `cache` is the folder for converted networks, `workers` the number of processes, `memory_gb` what all of them may
-    take together; a picture that alone needs more is `too_large`.
+    `cache` is the folder for converted networks, `workers` the number of processes, `memory_gb` what all of them on one
+    machine may take together; a picture that alone needs more is `too_large`. `run` has shards worked on.
     """
 
     cache: Path
@@ -49,6 +50,7 @@ class Execution:
     precision: Precision = "auto"
     progress: Progress = unwatched
     memory_gb: float = field(default_factory=lambda: Settings().memory_gb)
+    run: Run = pool.run
 
     def room(self) -> Room:
         """What the workers' pictures may take."""
