@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo lint test quick soak bench coverage chromium clean
+.PHONY: install demo lint test quick soak bench coverage chromium peers clean
 
 install: $(VENV)/installed
 
@@ -24,19 +24,19 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: install chromium
+test: install chromium peers
 	$(BIN)/python -m pytest
 
 quick: install
 	$(BIN)/python -m pytest -m quick
 
 # Branches that the tests take, a line a wing; workers and commands that tests start count too. Twice as slow.
-coverage: install chromium
+coverage: install chromium peers
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	@for wing in agewatch/estimator agewatch/scoring agewatch/labelled agewatch/training agewatch/release \
-	  agewatch/serving agewatch/cli flows handler monitoring; do \
+	  agewatch/serving agewatch/exports agewatch/gallery agewatch/cli flows handler monitoring; do \
 	  printf '%-20s %s %%\n' $$wing "$$($(BIN)/coverage report --include="$$wing/*" --format=total)"; done
 
 # The report's test opens it in Debian's Chromium.
@@ -44,6 +44,14 @@ chromium:
 	@command -v chromium >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq chromium; \
 	  else echo "The tests need Chromium: sudo apt-get install chromium"; exit 1; fi; }
+
+# What reads our exports in their tests: ExifTool, and MegaDetector's validator, which would bring a second OpenCV.
+peers: install
+	@command -v exiftool >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq libimage-exiftool-perl; \
+	  else echo "The tests need ExifTool: sudo apt-get install libimage-exiftool-perl"; exit 1; fi; }
+	@test -d $(VENV)/peers || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(VENV)/peers megadetector-utils==10.0.28 jsonpickle==4.1.4
 
 # The long versions of the tests of damage, of kills and of damaged bytes: some half an hour; the first prints a table of
 # formats by kinds of damage. Then 90 nights in which everything that can die does: more than an hour, and root. AGEWATCH_SOAK_COPIES names another number of copies; AGEWATCH_FUZZ_SECONDS=36000 goes on

@@ -19,11 +19,12 @@ from agewatch.settings import Settings
 if TYPE_CHECKING:
     from agewatch.estimator.engine import EngineName, Precision
     from agewatch.estimator.spec import Mode
+    from agewatch.exports.export import ExportFormat
+    from agewatch.exports.sidecars import Written
     from agewatch.labelled.evaluate import Evaluation
     from agewatch.release.gate import Record
     from agewatch.release.smoke import Smoke
     from agewatch.release.store import Pointer
-    from agewatch.scoring.export import ExportFormat
     from agewatch.scoring.score import Again, Summary
     from agewatch.scoring.scorer import Execution
     from agewatch.serving.torchserve import Served
@@ -86,15 +87,34 @@ def export(
     all_models: bool = False,
     with_gone: bool = False,
 ) -> int:
-    """Write rows to a file and return how many; see `agewatch.scoring.export`."""
+    """Write rows to a file and return how many; see `agewatch.exports.export`."""
     from agewatch.estimator.model import AgeModel
-    from agewatch.scoring.export import export as write
+    from agewatch.exports.export import export as write
 
     model_id = None if all_models else AgeModel.load(model_file(model)).id
     table = Path(predictions or Settings().predictions)
     return write(
         table, Path(out), format=format, model=model_id, archive=archive, statuses=statuses, with_gone=with_gone
     )
+
+
+def sidecars(
+    out: Path | str,
+    *,
+    model: ModelPath = None,
+    predictions: Path | str | None = None,
+    archive: str | None = None,
+    into_archive: bool = False,
+    with_gone: bool = False,
+) -> "Written":
+    """Write an XMP sidecar for each picture with a face; see `agewatch.exports.sidecars`."""
+    from agewatch.estimator.model import AgeModel
+    from agewatch.exports import sidecars
+
+    return sidecars.write(
+        Path(predictions or Settings().predictions), Path(out), model=AgeModel.load(model_file(model)).id,
+        archive=archive, into_archive=into_archive, with_gone=with_gone,
+    )  # fmt: skip
 
 
 def left_to_rescore(

@@ -21,6 +21,8 @@ MAY_IMPORT = {  # rooms that a room may import beside itself
     "estimator": {"errors"},
     "sources": GROUND,
     "scoring": {"sources", "estimator", *GROUND},
+    "exports": {"scoring", "sources", "estimator", *GROUND},
+    "gallery": {"scoring", "sources", "estimator", *GROUND},
     "labelled": {"scoring", "sources", "estimator", *GROUND},
     "training": {"labelled", "scoring", "sources", "estimator", *GROUND},
     "release": {"labelled", "scoring", "sources", "estimator", *GROUND},

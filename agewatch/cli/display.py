@@ -21,6 +21,7 @@ from agewatch.scoring import predictions
 from agewatch.scoring.score import Summary
 
 if TYPE_CHECKING:  # they bring pandas, which scoring does without
+    from agewatch.exports.sidecars import Written
     from agewatch.labelled.evaluate import Evaluation
     from agewatch.release.gate import Record
     from agewatch.scoring.archives import Archive
@@ -100,6 +101,16 @@ def exported(rows: int, out: Path, left: Mapping[str, int]) -> None:
     print(f"{rows} rows in {out}")
     for archive, files in left.items():
         print(f"{files:,} files of {archive} have rows of an older model only: --all-models gives them.")
+
+
+def sidecars(written: "Written") -> None:
+    """Print how many sidecars an export wrote, and which pictures have none of ours, and why."""
+    print(f"{written.sidecars:,} sidecars of {written.faces:,} faces in {written.out}")
+    kept = [(path, "Another program wrote, or wrote to, the sidecar that is there.") for path in written.kept]
+    lines = [f"{path}: {why}" for path, why in [*kept, *written.left_out.items()]]
+    print("\n".join(lines[:_PATHS]), end="\n" if lines else "")
+    if len(lines) > _PATHS:
+        print(f"and {len(lines) - _PATHS:,} more: --json names all.")
 
 
 def drift(found: "DriftRun") -> None:

@@ -74,8 +74,10 @@ def score(
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Option("--out", help="File to write.")],
-    format: Annotated[Literal["csv", "parquet", "json"], typer.Option(help="Form of the file.")] = "csv",
+    out: Annotated[Path, typer.Option("--out", help="File to write; with xmp a folder.")],
+    format: Annotated[
+        Literal["csv", "parquet", "json", "megadetector", "xmp"], typer.Option(help="Form of the file.")
+    ] = "csv",
     predictions: TableOption = None,
     archive: ArchiveOption = None,
     status: Annotated[
@@ -84,6 +86,9 @@ def export(
     model: ModelOption = None,
     all_models: Annotated[bool, typer.Option("--all-models", help="Rows of all models and modes.")] = False,
     with_gone: Annotated[bool, typer.Option("--with-gone", help="Rows of files that are gone, too.")] = False,
+    into_archive: Annotated[
+        bool, typer.Option("--into-archive", help="With xmp: --out may lie in the archive.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write rows to a file: of one model (the current) and each archive's latest mode, so that a path stands once."""
@@ -92,6 +97,18 @@ def export(
     known = ("ok", "no_face", *REFUSAL_CODES)
     if unknown := set(status or ()) - {*known, "refused"}:
         raise UsageError(f"There is no status {', '.join(sorted(unknown))}; there are {', '.join(known)} and refused.")
+    if all_models and format in ("xmp", "megadetector"):
+        raise UsageError(f"--format {format} tells of each face once: name a --model, or none.")
+    if format == "xmp":
+        if status:
+            raise UsageError("--format xmp is of faces: --status says nothing there.")
+        written = api.sidecars(
+            out, model=model, predictions=predictions, archive=archive, into_archive=into_archive, with_gone=with_gone
+        )
+        answer(as_json, {**vars(written), "out": str(out.resolve())}, display.sidecars, written)
+        return
+    if into_archive:
+        raise UsageError("--into-archive is for --format xmp.")
     statuses = [code for name in status or () for code in (REFUSAL_CODES if name == "refused" else [name])]
     rows = api.export(
         out, format=format, model=model, predictions=predictions, archive=archive, statuses=statuses,

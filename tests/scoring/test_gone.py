@@ -17,8 +17,8 @@ from PIL import Image
 from rows import row, writer
 
 from agewatch.errors import GoneError, TableError, UsageError
+from agewatch.exports.export import export
 from agewatch.scoring import archives, baseline, beside, predictions
-from agewatch.scoring.export import export
 from agewatch.scoring.predictions import Key, latest_mode
 from agewatch.scoring.score import Limits, Summary, score_archive
 from agewatch.scoring.scorer import Execution

@@ -10,8 +10,8 @@ import pytest
 from rows import row, writer
 
 from agewatch.errors import TableError, UsageError
+from agewatch.exports.export import export as write
 from agewatch.scoring import predictions
-from agewatch.scoring.export import export as write
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.writer import Writer
 

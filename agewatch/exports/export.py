@@ -1,4 +1,4 @@
-"""Rows of the predictions table -> a CSV, Parquet or JSON file."""
+"""Rows of the predictions table -> a CSV, Parquet or JSON file, or MegaDetector's."""
 
 import csv
 import json
@@ -13,12 +13,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from agewatch.errors import TableError, UsageError
+from agewatch.exports import megadetector
 from agewatch.files import replacing
 from agewatch.scoring.predictions import SCHEMA, Key, archives, known_name, latest_mode, scan
 
 _FLOATS = frozenset(field.name for field in SCHEMA if pa.types.is_float32(field.type))
 
-ExportFormat = Literal["csv", "parquet", "json"]
+ExportFormat = Literal["csv", "parquet", "json", "megadetector"]
 
 
 def export(
@@ -30,18 +31,13 @@ def export(
     With a model id: its rows, of each archive the mode scored last, so that each path stands once. With None: the
     rows of all models and modes. `statuses` keeps only those; rows of files that are gone are left out unless
     `with_gone`. CSV follows RFC 4180 with the column names as header,
-    null as empty field and times in ISO 8601; JSON is one array of objects. Raises UsageError (no such archive) or
-    TableError (nothing stored, the table can't be read, or the file can't be written).
+    null as empty field and times in ISO 8601; JSON is one array of objects; `megadetector` is of one model and archive.
+    Raises UsageError (no such archive, or several where one is wanted) or TableError (nothing stored, the table can't
+    be read, or the file can't be written).
     """
-    names = sorted(archives(folder))
-    archive = archive and known_name(folder, archive)
-    if archive is not None and archive not in names:
-        raise UsageError(f"There is no archive '{archive}' in the table; it holds {', '.join(names) or 'none'}.")
-    where = _latest(folder, [archive] if archive else names, model)
-    if statuses:
-        where = where & pc.field("status").isin(list(statuses))
-    if not with_gone:
-        where = where & pc.field("gone_at").is_null()
+    if format == "megadetector":
+        archive = one_archive(folder, archive)
+    where = chosen(folder, archive, model, statuses, with_gone)
     out = out.resolve()  # a link stays, its target is written
     if out.exists() and not (out.is_file() or out.is_dir()):
         raise UsageError(f"{out} is a device, pipe or socket, which an export would replace: name a file.")
@@ -51,6 +47,30 @@ def export(
             return _EXPORTERS[format](aside, scan(folder, where))
     except OSError as error:
         raise TableError(f"{out} can't be written: {error.strerror or error}.") from error
+
+
+def chosen(
+    folder: Path, archive: str | None, model: str | None, statuses: Sequence[str], with_gone: bool
+) -> ds.Expression:
+    """The condition that keeps what an export holds; see `export`."""
+    names = sorted(archives(folder))
+    archive = archive and known_name(folder, archive)
+    if archive is not None and archive not in names:
+        raise UsageError(f"There is no archive '{archive}' in the table; it holds {', '.join(names) or 'none'}.")
+    where = _latest(folder, [archive] if archive else names, model)
+    if statuses:
+        where = where & pc.field("status").isin(list(statuses))
+    if not with_gone:
+        where = where & pc.field("gone_at").is_null()
+    return where
+
+
+def one_archive(folder: Path, archive: str | None) -> str:
+    """The archive named, or the only one. Raises UsageError where paths could be of several."""
+    names = sorted(archives(folder))
+    if archive is None and len(names) != 1:
+        raise UsageError(f"The table holds {', '.join(names) or 'no archive'}: name one with --archive.")
+    return known_name(folder, archive or names[0])
 
 
 def _latest(folder: Path, names: Sequence[str], model: str | None) -> ds.Expression:
@@ -113,6 +133,7 @@ _EXPORTERS: dict[str, Callable[[Path, Iterable[pa.RecordBatch]], int]] = {
     "csv": _export_csv,
     "parquet": _export_parquet,
     "json": _export_json,
+    "megadetector": megadetector.write,
 }
 
 
