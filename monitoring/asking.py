@@ -19,21 +19,18 @@ import pyarrow.compute as pc
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from agewatch.errors import ImageError, TableError
-from agewatch.estimator.faces import DECODED_SIDE, Face, cut_chip
-from agewatch.estimator.images import RGB, decode
-from agewatch.estimator.spec import Cut
+from agewatch.estimator.faces import Face
+from agewatch.estimator.images import RGB, Picture
 from agewatch.files import replacing
 from agewatch.labelled import late
-from agewatch.scoring import predictions
+from agewatch.scoring import predictions, thumbnails
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.scorer import one_pictures_misfortune
 from agewatch.sources import door
-from agewatch.sources.source import FileRef, Source
+from agewatch.sources.source import Source
 
 DAYS = 7
 """Faces are drawn from those that arrived in so many days up to the newest night, and from more where these are few."""
-_FACE = Cut(160, 1.3)
-"""The face as it is shown: pixels, and the side over the height of its box, so that hair and chin are seen."""
 _CONTEXT_SIDE = 360
 _FRAME = (255, 200, 0)
 
@@ -128,33 +125,29 @@ def _start(nights: npt.NDArray[np.object_], least: int) -> date:
 
 def _shown(source: Source, row: Any, chance: float) -> _Shown:
     """A face as the page shows it. Raises ImageError where its picture can't be read or is another now."""
-    data, _ = source.read(FileRef(row.path))
-    if hashlib.blake2b(data, digest_size=32).hexdigest() != row.content_hash:
-        raise ImageError("vanished", "The file holds another picture now.")
+    box = (float(row.box_x), float(row.box_y), float(row.box_w), float(row.box_h))
+    face = Face(box, None if pd.isna(row.face_score) else float(row.face_score))
     with one_pictures_misfortune():
-        picture = decode(data, min_side=DECODED_SIDE)
-        box = (float(row.box_x), float(row.box_y), float(row.box_w), float(row.box_h))
-        score = None if pd.isna(row.face_score) else float(row.face_score)
-        face = Face(box, score).scaled(picture.rgb.shape[1] / picture.width)
-        near, whole = _jpeg(cut_chip(picture.rgb, face, _FACE)), _jpeg(_context(picture.rgb, face))
+        picture = thumbnails.picture(source, row.path, row.content_hash)
+        near, whole = (_uri(rgb) for rgb in (thumbnails.cut(picture, face), _context(picture, face)))
     day = None if pd.isna(row.captured_at) else row.captured_at.date()
     return _Shown(row.path, int(row.face), chance, day, near, whole)
 
 
-def _context(rgb: RGB, face: Face) -> RGB:
+def _context(picture: Picture, face: Face) -> RGB:
     """The picture in small, with a frame around the face where it is not the whole."""
+    rgb = picture.rgb
     shrink = min(1.0, _CONTEXT_SIDE / max(rgb.shape[:2]))
     size = tuple(max(1, round(side * shrink)) for side in rgb.shape[1::-1])
     small: RGB = np.array(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA))
     if face.score is not None:
-        x, y, w, h = (round(side) for side in face.scaled(shrink).box)
+        x, y, w, h = (round(side) for side in face.scaled(small.shape[1] / picture.width).box)
         cv2.rectangle(small, (x, y), (x + w, y + h), _FRAME, 2)
     return small
 
 
-def _jpeg(rgb: RGB) -> str:
-    """A picture as a data URI."""
-    return "data:image/jpeg;base64," + _base64(cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes())
+def _uri(rgb: RGB) -> str:
+    return "data:image/jpeg;base64," + _base64(thumbnails.jpeg(rgb))
 
 
 def _base64(data: bytes) -> str:
