@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from agewatch.estimator.spec import Mode
     from agewatch.exports.export import ExportFormat
     from agewatch.exports.sidecars import Written
+    from agewatch.gallery.choose import Sort
+    from agewatch.gallery.page import Gallery
     from agewatch.labelled.evaluate import Evaluation
     from agewatch.release.gate import Record
     from agewatch.release.smoke import Smoke
@@ -114,6 +116,44 @@ def sidecars(
     return sidecars.write(
         Path(predictions or Settings().predictions), Path(out), model=AgeModel.load(model_file(model)).id,
         archive=archive, into_archive=into_archive, with_gone=with_gone,
+    )  # fmt: skip
+
+
+def gallery(
+    archive: str | None = None,
+    *,
+    out: Path | str | None = None,
+    model: ModelPath = None,
+    predictions: Path | str | None = None,
+    statuses: Sequence[str] = (),
+    sort: "Sort | None" = None,
+    compare: str | None = None,
+    all_models: bool = False,
+    with_gone: bool = False,
+    workers: int | None = None,
+    progress: Progress = unwatched,
+) -> "Gallery":
+    """Write a page that shows an archive's faces, by default below the home; see `agewatch.gallery.page`.
+
+    `compare` is a second model's file, or its id in the table: then the faces stand first on which both differ most.
+    """
+    from agewatch.errors import UsageError
+    from agewatch.estimator.model import AgeModel
+    from agewatch.gallery import choose, page
+
+    if compare is None and sort == "difference":
+        raise UsageError("Only two models differ: name the second with --compare.")
+    if compare is not None and (all_models or statuses):
+        raise UsageError("--compare is of faces and two models: --all-models and --status say nothing there.")
+    if compare is not None and Path(compare).exists():
+        compare = AgeModel.load(model_file(compare)).id
+    table = Path(predictions or Settings().predictions)
+    model_id = None if all_models else AgeModel.load(model_file(model)).id
+    keys = choose.keys_of(table, archive, model_id, compare)
+    return page.make(
+        table, keys, Path(out) if out else page.default_folder(keys[0].archive),
+        _execution("auto", "auto", workers, progress), statuses=statuses, with_gone=with_gone,
+        sort=sort or ("newest" if compare is None else "difference"), compare=compare is not None,
     )  # fmt: skip
 
 

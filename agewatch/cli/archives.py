@@ -43,11 +43,13 @@ def move(
 
 @app.command()
 def remove(context: typer.Context, name: NameArgument, as_json: JsonOption = False) -> None:
-    """Erase an archive: its rows, the table's history, and its reports. Its pictures are not touched."""
+    """Erase an archive: its rows, the table's history, its reports and its gallery. Its pictures are not touched."""
+    from agewatch.gallery.page import default_folder
     from agewatch.scoring import archives as room
     from agewatch.scoring.predictions import known_name
     from monitoring.drift import archive_dir
 
-    reports = archive_dir(Settings().reports, known_name(context.obj, name))
-    erased = room.remove(context.obj, name, reports)
-    answer(as_json, erased, typer.echo, f"{erased.name} is erased: the rows of {erased.files} files, and its reports.")
+    known = known_name(context.obj, name)
+    erased = room.remove(context.obj, name, archive_dir(Settings().reports, known), default_folder(known))
+    told = f"{erased.name} is erased: the rows of {erased.files} files, its reports and its gallery."
+    answer(as_json, erased, typer.echo, told)

@@ -22,6 +22,7 @@ from agewatch.scoring.score import Summary
 
 if TYPE_CHECKING:  # they bring pandas, which scoring does without
     from agewatch.exports.sidecars import Written
+    from agewatch.gallery.page import Gallery
     from agewatch.labelled.evaluate import Evaluation
     from agewatch.release.gate import Record
     from agewatch.scoring.archives import Archive
@@ -37,14 +38,14 @@ _VERDICT = {True: "passed", False: "held back"}
 
 
 @contextmanager
-def progress(*, quiet: bool) -> Iterator[Progress]:
+def progress(*, quiet: bool, doing: str = "scoring") -> Iterator[Progress]:
     """Yield a callback that shows files/s, time left, faces and refusals: a bar, or a line now and then."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield unwatched if quiet else _lines()
         return
     columns = (
-        TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
+        TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Bar(*columns, console=console, transient=True) as bar:
@@ -111,6 +112,13 @@ def sidecars(written: "Written") -> None:
     print("\n".join(lines[:_PATHS]), end="\n" if lines else "")
     if len(lines) > _PATHS:
         print(f"and {len(lines) - _PATHS:,} more: --json names all.")
+
+
+def gallery(made: "Gallery") -> None:
+    """Print where a gallery is, and what it shows of how much."""
+    faces = f"{made.faces:,} faces" if made.faces == made.of else f"{made.faces:,} of {made.of:,} faces"
+    lost = f" {made.lost:,} can't be drawn: their pictures are gone, changed or damaged." if made.lost else ""
+    print(f"{faces}, {made.faceless:,} files without a face, {made.refused:,} refused.{lost}\nGallery: {made.page}")
 
 
 def drift(found: "DriftRun") -> None:

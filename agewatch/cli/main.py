@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from agewatch import __version__
-from agewatch.cli import archives, labels, models, monitoring, scoring, serving, status, training, up, upkeep
+from agewatch.cli import archives, gallery, labels, models, monitoring, scoring, serving, status, training, up, upkeep
 from agewatch.cli.options import answer, wants_json
 from agewatch.errors import AgewatchError, UsageError
 from agewatch.files import keep_private, keep_traceback
@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="Estimate the age of every face in folders of pictures, and say when the estimates drift.",
 )  # fmt: skip
-for group in (scoring, training, serving, up, status, upkeep):
+for group in (scoring, gallery, training, serving, up, status, upkeep):
     app.add_typer(group.app)
 app.add_typer(models.app, name="models")
 app.add_typer(archives.app, name="archives")

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from agewatch.errors import REFUSAL_CODES, UsageError
+
 
 def utf8(name: str | None) -> str | None:
     """A name as UTF-8, in which the table holds it, whatever the terminal's encoding."""
@@ -37,6 +39,14 @@ WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes
 def wants_json(arguments: Sequence[str]) -> bool:
     """Tell whether the answer is to be JSON, also where the other words can't be parsed; `--` ends the options."""
     return "--json" in takewhile(lambda word: word != "--", arguments)
+
+
+def statuses_of(told: Sequence[str] | None) -> list[str]:
+    """The statuses that a person named; `refused` means all refusals. Raises UsageError where there is no such."""
+    known = ("ok", "no_face", *REFUSAL_CODES)
+    if unknown := set(told or ()) - {*known, "refused"}:
+        raise UsageError(f"There is no status {', '.join(sorted(unknown))}; there are {', '.join(known)} and refused.")
+    return [code for name in told or () for code in (REFUSAL_CODES if name == "refused" else [name])]
 
 
 def answer(as_json: bool, content: Any, show: Callable[..., None], *what: Any) -> None:

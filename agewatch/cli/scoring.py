@@ -14,8 +14,9 @@ from agewatch.cli.options import (
     TableOption,
     WorkersOption,
     answer,
+    statuses_of,
 )
-from agewatch.errors import REFUSAL_CODES, UsageError
+from agewatch.errors import UsageError
 from agewatch.settings import Settings
 
 app = typer.Typer()
@@ -94,13 +95,11 @@ def export(
     """Write rows to a file: of one model (the current) and each archive's latest mode, so that a path stands once."""
     from agewatch.cli import display
 
-    known = ("ok", "no_face", *REFUSAL_CODES)
-    if unknown := set(status or ()) - {*known, "refused"}:
-        raise UsageError(f"There is no status {', '.join(sorted(unknown))}; there are {', '.join(known)} and refused.")
+    statuses = statuses_of(status)
     if all_models and format in ("xmp", "megadetector"):
         raise UsageError(f"--format {format} tells of each face once: name a --model, or none.")
     if format == "xmp":
-        if status:
+        if statuses:
             raise UsageError("--format xmp is of faces: --status says nothing there.")
         written = api.sidecars(
             out, model=model, predictions=predictions, archive=archive, into_archive=into_archive, with_gone=with_gone
@@ -109,7 +108,6 @@ def export(
         return
     if into_archive:
         raise UsageError("--into-archive is for --format xmp.")
-    statuses = [code for name in status or () for code in (REFUSAL_CODES if name == "refused" else [name])]
     rows = api.export(
         out, format=format, model=model, predictions=predictions, archive=archive, statuses=statuses,
         all_models=all_models, with_gone=with_gone,

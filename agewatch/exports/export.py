@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from agewatch.errors import TableError, UsageError
 from agewatch.exports import megadetector
 from agewatch.files import replacing
-from agewatch.scoring.predictions import SCHEMA, Key, archives, known_name, latest_mode, scan
+from agewatch.scoring.archives import meant
+from agewatch.scoring.predictions import SCHEMA, Key, archives, latest_mode, scan
 
 _FLOATS = frozenset(field.name for field in SCHEMA if pa.types.is_float32(field.type))
 
@@ -36,7 +37,7 @@ def export(
     be read, or the file can't be written).
     """
     if format == "megadetector":
-        archive = one_archive(folder, archive)
+        archive = meant(folder, archive)
     where = chosen(folder, archive, model, statuses, with_gone)
     out = out.resolve()  # a link stays, its target is written
     if out.exists() and not (out.is_file() or out.is_dir()):
@@ -53,24 +54,12 @@ def chosen(
     folder: Path, archive: str | None, model: str | None, statuses: Sequence[str], with_gone: bool
 ) -> ds.Expression:
     """The condition that keeps what an export holds; see `export`."""
-    names = sorted(archives(folder))
-    archive = archive and known_name(folder, archive)
-    if archive is not None and archive not in names:
-        raise UsageError(f"There is no archive '{archive}' in the table; it holds {', '.join(names) or 'none'}.")
-    where = _latest(folder, [archive] if archive else names, model)
+    where = _latest(folder, sorted(archives(folder)) if archive is None else [meant(folder, archive)], model)
     if statuses:
         where = where & pc.field("status").isin(list(statuses))
     if not with_gone:
         where = where & pc.field("gone_at").is_null()
     return where
-
-
-def one_archive(folder: Path, archive: str | None) -> str:
-    """The archive named, or the only one. Raises UsageError where paths could be of several."""
-    names = sorted(archives(folder))
-    if archive is None and len(names) != 1:
-        raise UsageError(f"The table holds {', '.join(names) or 'no archive'}: name one with --archive.")
-    return known_name(folder, archive or names[0])
 
 
 def _latest(folder: Path, names: Sequence[str], model: str | None) -> ds.Expression:

@@ -21,11 +21,12 @@ from PIL import Image
 from agewatch.errors import ImageError, UsageError
 from agewatch.estimator import jpeg2000, tiff
 from agewatch.estimator.pixels import ON_ITS_SIDE
-from agewatch.exports.export import chosen, one_archive
+from agewatch.exports.export import chosen
 from agewatch.exports.megadetector import ESTIMATES, inside
 from agewatch.files import replacing
 from agewatch.scoring import predictions
 from agewatch.scoring.archive import FileRef, decode_path
+from agewatch.scoring.archives import meant
 from agewatch.scoring.scorer import one_pictures_misfortune
 
 OURS = b'x:xmptk="agewatch"'
@@ -63,10 +64,10 @@ def write(
     """Write OUT/FOLDER/NAME.EXT.xmp for each picture with a face, with the folders of the archive.
 
     A sidecar that another program wrote, or wrote to, is left as it is; ours is replaced. A picture that is gone, or
-    another than was scored, gets none, as its orientation can't be known. Raises UsageError where OUT lies in an archive
-    and `into_archive` does not say so, and what `export` raises; OSError where OUT can't be written.
+    another than was scored, gets none, as its orientation can't be known. Raises UsageError where OUT lies in an
+    archive and `into_archive` does not say so, and what `export` raises; OSError where OUT can't be written.
     """
-    archive = one_archive(table, archive)
+    archive = meant(table, archive)
     where = chosen(table, archive, model, ["ok"], with_gone)
     roots = predictions.archives(table)
     target = out.resolve()

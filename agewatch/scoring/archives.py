@@ -51,6 +51,20 @@ def entries(table: Path) -> list[Archive]:
     return found
 
 
+def meant(table: Path, name: str | None) -> str:
+    """The archive that a person means, by its name or its folder, or the only one, as the table calls it.
+
+    Raises UsageError where there is none or several, TableError where there is no table.
+    """
+    roots = predictions.archives(table)
+    if name is None and len(roots) != 1:
+        raise UsageError(f"The table holds {', '.join(sorted(roots)) or 'no archive'}: name the archive.")
+    if name is None:
+        return next(iter(roots))
+    of_folder = [known for known, root in roots.items() if root == door.at(name).root]
+    return of_folder[0] if of_folder and name not in roots else _require(table, name)
+
+
 def move(table: Path, name: str, place: Path | str) -> Archive:
     """Bind an archive to another place; its rows stay, and files are known by their path in it.
 
@@ -66,11 +80,11 @@ def move(table: Path, name: str, place: Path | str) -> Archive:
     return next(entry for entry in entries(table) if entry.name == name)
 
 
-def remove(table: Path, name: str, reports: Path) -> Archive:
-    """Erase an archive: its rows, all history in which they stood, its name, what lies beside the table, its reports.
+def remove(table: Path, name: str, *folders: Path) -> Archive:
+    """Erase an archive: its rows, all history in which they stood, its name, what lies beside the table, and folders.
 
     The table is written anew from the other archives' current rows, so their history ends too. Raises UsageError where
-    there is no such archive, TableError where another run uses the table, or where it or the reports can't be erased.
+    there is no such archive, TableError where another run uses the table, or where it or a folder can't be erased.
     """
     if is_remote(table):
         raise UsageError("An archive can't be erased from a table in object storage, whose history would stay there.")
@@ -88,8 +102,9 @@ def remove(table: Path, name: str, reports: Path) -> Archive:
             shutil.rmtree(fresh, ignore_errors=True)
             if held is not None:
                 held.close()
-        if reports.exists():
-            shutil.rmtree(reports)
+        for folder in folders:
+            if folder.exists():
+                shutil.rmtree(folder)
     return erased
 
 

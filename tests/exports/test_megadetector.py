@@ -63,5 +63,5 @@ def test_paths_of_two_archives_are_not_mixed(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         writer(tmp_path, tmp_path / name, archive=name).write([row("x.jpg", archive=name, face=None, age=None)])
-    with pytest.raises(UsageError, match="a, b: name one"):
+    with pytest.raises(UsageError, match="a, b: name the archive"):
         export(tmp_path / "table", tmp_path / "out.json", format="megadetector", model="m-1@0")

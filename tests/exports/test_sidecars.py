@@ -1,4 +1,4 @@
-"""ExifTool reads our sidecars back, and their boxes lie on the faces as the files are stored, however they are turned."""
+"""ExifTool reads our sidecars back, and their boxes lie on the faces of stored pictures, however these are turned."""
 
 import json
 import subprocess
