@@ -71,7 +71,8 @@ def make(
     with _folder(out, roots.values()) as (folder, drawn):
         lost = sheets.draw(chosen.rows, roots[keys[0].archive], drawn, how)
         write_text(folder / "index.html", _page(chosen, keys, lost, drawn.name, compare))
-        (folder / "index.html").chmod(0o600)
+        for file in (folder / "index.html", *drawn.iterdir()):
+            file.chmod(0o600)
         for older in folder.glob(f"{_SHEETS}*"):
             if older != drawn:
                 shutil.rmtree(older)
@@ -118,9 +119,9 @@ def _page(chosen: Chosen, keys: Sequence[Key], lost: dict[int, str], drawn: str,
         "rows": _data(chosen.rows, lost, models, compare),
     }  # fmt: skip
     return _templates.get_template("gallery.html.jinja").render(
-        archive=keys[0].archive, models=models, mode=keys[0].mode, compare=compare, made=now(), chosen=chosen,
-        first=_FIRST[chosen.sort], others=len(chosen.rows) - chosen.faces_shown, most_others=MOST_OTHERS, script=script, script_hash=digest,
-        statuses=Counter(row["status"] for row in chosen.rows), data=json.dumps(data, ensure_ascii=False, allow_nan=False),
+        archive=keys[0].archive, models=models, compare=compare, made=now(), chosen=chosen, first=_FIRST[chosen.sort],
+        others=len(chosen.rows) - chosen.faces_shown, most_others=MOST_OTHERS, script=script, script_hash=digest,
+        statuses=Counter(row["status"] for row in chosen.rows), data=json.dumps(data, ensure_ascii=False),
     )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def test_a_sidecar_names_nobody_and_says_that_ages_are_estimates(
     low, age, high = (ages[f"XMP-agewatch:EstimatedAge{which}"] for which in ("Low", "", "High"))
     assert low <= age <= high
     assert region["Description"] == f"about {age:.0f} years, estimated ({low:.0f} to {high:.0f})"
-    assert "estimates" in answer["Note"]
+    assert "a model's estimates" in answer["EstimatesAre"]
 
 
 def test_nothing_is_written_into_an_archive_untold_nor_over_the_sidecars_of_others(
