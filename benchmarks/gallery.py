@@ -14,17 +14,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import skimage
+import skimage.data
 from results import table, write_section
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from browser import open_page
+from browser import open_page  # type: ignore[import-not-found]
 
 FACES = 10_000
 SOURCES = ("archive_faces", "facial_age")
 AGEWATCH = Path(sys.executable).with_name("agewatch")
-MEASURE = """
-(async () => {
+MEASURE = """(() => {
+  if (!performance.getEntriesByName("built").length || window.measuring) return false;
+  window.measuring = true;
   const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
   const clock = async (act) => {
     const start = performance.now();
@@ -36,20 +37,19 @@ MEASURE = """
     document.getElementById(id).value = value;
     document.querySelector("form").dispatchEvent(new Event("input"));
   };
-  const built = performance.getEntriesByName("built")[0];
-  const told = {
-    built: built.duration, ready: built.startTime + built.duration,
-    painted: performance.getEntriesByName("first-contentful-paint")[0].startTime,
-    sheets: performance.getEntriesByType("resource").length,
-    narrowed: await clock(set("from", "50")), widened: await clock(set("from", "")),
-    end: await clock(() => scrollTo(0, document.body.scrollHeight)), cards: document.querySelectorAll("li").length,
-  };
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(told)]));
-  link.download = "told.json";
-  link.click();
-})();
-"""
+  (async () => {
+    const built = performance.getEntriesByName("built")[0];
+    const told = {
+      built: built.duration, ready: built.startTime + built.duration,
+      painted: performance.getEntriesByName("first-contentful-paint")[0].startTime,
+      sheets: performance.getEntriesByType("resource").length, cards: document.querySelectorAll("li").length,
+      narrowed: await clock(set("from", "50")), widened: await clock(set("from", "")),
+      end: await clock(() => scrollTo(0, document.body.scrollHeight)),
+    };
+    document.body.textContent = JSON.stringify(told);
+  })();
+})() || document.body.textContent.startsWith('{"built"')"""
+"""The page measures itself, and then holds only what it found."""
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def _fill(archive: Path) -> None:
     data = os.environ.get("AGEWATCH_DATA")
     real = [file for name in SOURCES for file in sorted((Path(data) / name).rglob("*.jpg"))] if data else []
     rng = np.random.default_rng(0)
-    whole = cv2.imread(str(Path(skimage.__file__).parent / "data" / "astronaut.png"))
+    whole = skimage.data.astronaut()[:, :, ::-1]
     for number in range(FACES):
         place = archive / f"{number // 100:03}" / f"{number:05}.jpg"
         place.parent.mkdir(exist_ok=True)
@@ -99,6 +99,7 @@ def _costs(what: str, archive: Path, mode: str) -> list[str]:
     files = sum(1 for _ in archive.rglob("*.*"))
     score = _cpu(["score", str(archive), "--faces", mode, "--max-refused", "1"])
     draw = _cpu(["gallery", archive.name])
+    print(what, score, draw, flush=True)
     return [what, f"{1000 * score / files:.2f}", f"{1000 * draw / files:.2f}", f"{draw / score:.2f}"]
 
 
@@ -112,13 +113,9 @@ def _cpu(arguments: list[str]) -> float:
 
 def _opened(page: Path, home: Path) -> dict[str, float]:
     """What the page itself measures when it is opened, by what is measured."""
-    saved = home / "told.json"
-    shown = open_page(
-        page, home / "profile", home / "page.png", act=MEASURE, saved=saved,
-        drawn="performance.getEntriesByName('built').length",
-    )  # fmt: skip
+    shown = open_page(page, home / "profile", home / "page.png", drawn=MEASURE)
     assert shown.problems == []
-    told = json.loads(saved.read_text())
+    told = json.loads(shown.text)
     assert told["cards"] == FACES
     words = {
         "painted": "first paint", "ready": "all faces there, filters ready", "built": "of that, the page's script",

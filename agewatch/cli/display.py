@@ -117,7 +117,7 @@ def sidecars(written: "Written") -> None:
 def gallery(made: "Gallery") -> None:
     """Print where a gallery is, and what it shows of how much."""
     faces = f"{made.faces:,} faces" if made.faces == made.of else f"{made.faces:,} of {made.of:,} faces"
-    lost = f" {made.lost:,} can't be drawn: their pictures are gone, changed or damaged." if made.lost else ""
+    lost = f" Not drawn: {made.lost:,}, of pictures that are gone, changed or damaged." if made.lost else ""
     print(f"{faces}, {made.faceless:,} files without a face, {made.refused:,} refused.{lost}\nGallery: {made.page}")
 
 

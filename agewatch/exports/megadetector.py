@@ -18,9 +18,7 @@ from agewatch.files import now
 from agewatch.scoring.archive import decode_path
 from agewatch.scoring.predictions import SCHEMA
 
-ESTIMATES = (
-    "Ages are estimates of a model, in years, with the interval that holds nine true ages in ten; they are no facts."
-)
+ESTIMATES = "Ages are a model's estimates, in years, with an interval made to hold nine true ages in ten."
 _COLUMNS = (
     "path", "face", "status", "error", "width", "height", "box_x", "box_y", "box_w", "box_h", "face_score", "age",
     "age_low", "age_high", "model",

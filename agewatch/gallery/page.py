@@ -87,7 +87,9 @@ def _rows(table: Path, key: Key, statuses: Sequence[str], with_gone: bool) -> pa
 def _folder(out: Path, roots: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
     """Take a folder for a gallery; yield it, and a new one in it for the sheets, which goes where the body raises."""
     folder = out.resolve()
-    if not folder.is_relative_to(Settings().home.resolve()) and any(folder.is_relative_to(root) for root in roots):
+    home = Settings().home.resolve()  # it may lie in an archive, which passes it over as litter
+    around = [root for root in roots if folder.is_relative_to(root)]
+    if any(not (folder.is_relative_to(home) and home.is_relative_to(root)) for root in around):
         raise UsageError(f"{out} lies in an archive, which would be scored with it: name another.")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{out} is no folder.")

@@ -137,7 +137,11 @@ def test_each_face_stands_in_its_place_and_what_is_gone_or_changed_says_so(root:
     (root / "03.png").unlink()
     (root / "04.png").write_bytes(plain((1, 2, 3)))
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
-    made = gallery(tmp_path, sort="age")
+    command = [sys.executable, "-m", "agewatch", "gallery", root, "--all-models", "--sort", "age", "--json"]
+    places = ["--predictions", tmp_path / "table", "--out", tmp_path / "out", "--workers", "1"]
+    answered = subprocess.run([*command, *places], capture_output=True, text=True, check=True)
+    told = json.loads(answered.stdout)
+    made = Gallery(**told | {"page": Path(told["page"])})
     assert (made.faces, made.of, made.lost) == (70, 70, 2)
     data, found = shown(made)
     assert [told[0] for told in data["rows"]] == sorted(colours, reverse=True)
@@ -228,6 +232,7 @@ def test_only_the_first_of_too_many_are_shown_the_gone_where_asked_for_and_all_g
     table = writer(tmp_path, root)
     table.write(rows)
     table.mark(["8.png"], datetime(2026, 3, 4, tzinfo=UTC))
+    del table  # which it holds
     monkeypatch.setattr(choose, "MOST_FACES", 4)
     made = gallery(tmp_path, str(page.default_folder("a")), sort="uncertainty")
     assert (made.faces, made.of) == (4, 8)
