@@ -14,7 +14,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import skimage.data
+import skimage
+from PIL import Image
 from results import table, write_section
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -82,7 +83,7 @@ def _fill(archive: Path) -> None:
     data = os.environ.get("AGEWATCH_DATA")
     real = [file for name in SOURCES for file in sorted((Path(data) / name).rglob("*.jpg"))] if data else []
     rng = np.random.default_rng(0)
-    whole = skimage.data.astronaut()[:, :, ::-1]
+    whole = np.asarray(Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png"))[:, :, ::-1]
     for number in range(FACES):
         place = archive / f"{number // 100:03}" / f"{number:05}.jpg"
         place.parent.mkdir(exist_ok=True)

@@ -70,9 +70,10 @@ def make(
     sheets.number(chosen.rows)
     with _folder(out, roots.values()) as (folder, drawn):
         lost = sheets.draw(chosen.rows, roots[keys[0].archive], drawn, how)
+        for sheet in drawn.iterdir():
+            sheet.chmod(0o600)
         write_text(folder / "index.html", _page(chosen, keys, lost, drawn.name, compare))
-        for file in (folder / "index.html", *drawn.iterdir()):
-            file.chmod(0o600)
+        (folder / "index.html").chmod(0o600)
         for older in folder.glob(f"{_SHEETS}*"):
             if older != drawn:
                 shutil.rmtree(older)
