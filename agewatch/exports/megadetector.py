@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from agewatch.files import now
-from agewatch.scoring.archive import decode_path
 from agewatch.scoring.predictions import SCHEMA
+from agewatch.sources.source import decode_path
 
 ESTIMATES = "Ages are a model's estimates, in years, with an interval made to hold nine true ages in ten."
 _COLUMNS = (

@@ -24,10 +24,10 @@ from agewatch.estimator.pixels import ON_ITS_SIDE
 from agewatch.exports.export import chosen
 from agewatch.exports.megadetector import ESTIMATES, inside
 from agewatch.files import replacing
-from agewatch.scoring import predictions
-from agewatch.scoring.archive import FileRef, decode_path
-from agewatch.scoring.archives import meant
+from agewatch.scoring import archives, predictions
 from agewatch.scoring.scorer import one_pictures_misfortune
+from agewatch.sources import door
+from agewatch.sources.source import FileRef, Source, decode_path
 
 OURS = b'x:xmptk="agewatch"'
 """In each sidecar of ours, and gone from one that another program has written to since."""
@@ -67,19 +67,19 @@ def write(
     another than was scored, gets none, as its orientation can't be known. Raises UsageError where OUT lies in an
     archive and `into_archive` does not say so, and what `export` raises; OSError where OUT can't be written.
     """
-    archive = meant(table, archive)
+    archive = archives.meant(table, archive)
     where = chosen(table, archive, model, ["ok"], with_gone)
-    roots = predictions.archives(table)
+    source = door.at(predictions.archives(table)[archive])
     target = out.resolve()
-    for name, root in roots.items():
-        if target.is_relative_to(root.resolve()) and not (into_archive and name == archive):
+    for name in archives.around(table, out):
+        if not (into_archive and name == archive):
             raise UsageError(
                 f"{out} lies in the archive '{name}': sidecars are written there only where --into-archive says so."
             )
     rows = predictions.read(table, where, _COLUMNS).sort_by([("path", "ascending"), ("face", "ascending")])
     written = Written(out)
     for path, faces in groupby((row for batch in rows.to_batches(4096) for row in batch.to_pylist()), _path):
-        _one(roots[archive], target, path, list(faces), written)
+        _one(source, target, path, list(faces), written)
     return written
 
 
@@ -87,7 +87,7 @@ def _path(row: dict[str, Any]) -> str:
     return str(row["path"])
 
 
-def _one(root: Path, out: Path, path: str, faces: Sequence[dict[str, Any]], written: Written) -> None:
+def _one(source: Source, out: Path, path: str, faces: Sequence[dict[str, Any]], written: Written) -> None:
     """Write one picture's sidecar, or note why not."""
     file = out / os.fsdecode(decode_path(path) + b".xmp")
     if len(os.fsencode(file.name)) > _NAME_BYTES:
@@ -97,7 +97,7 @@ def _one(root: Path, out: Path, path: str, faces: Sequence[dict[str, Any]], writ
         written.kept.append(path)
         return
     try:
-        data, _ = FileRef(path).read(root)
+        data, _ = source.read(FileRef(path))
         if hashlib.blake2b(data, digest_size=32).hexdigest() != faces[0]["content_hash"]:
             raise ImageError("vanished", "The file holds another picture than was scored.")
         with one_pictures_misfortune():

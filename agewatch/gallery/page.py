@@ -19,11 +19,12 @@ from agewatch.errors import TableError, UsageError
 from agewatch.files import lock, now, write_text
 from agewatch.gallery import choose, sheets
 from agewatch.gallery.choose import MOST_OTHERS, Chosen, Sort
-from agewatch.scoring import predictions
+from agewatch.scoring import archives, predictions
 from agewatch.scoring.beside import name_of
 from agewatch.scoring.predictions import Key, Rows
 from agewatch.scoring.scorer import Execution
 from agewatch.settings import Settings
+from agewatch.sources import door
 
 MARK = ".agewatch-gallery"
 """A folder that holds this file is a gallery, which a newer one may replace."""
@@ -63,13 +64,13 @@ def make(
     page that was there, and the next one clears up. Raises UsageError where OUT lies in an archive or holds other
     things, TableError where there is nothing to show or another run writes to OUT, OSError where it can't be written.
     """
-    roots = predictions.archives(table)
+    source = door.at(predictions.archives(table)[keys[0].archive])
     read = [_rows(table, key, statuses, with_gone) for key in keys]
     first, other = (read[0], read[1]) if compare else (pa.concat_tables(read), None)
     chosen = choose.choose(first, sort, other=other)
     sheets.number(chosen.rows)
-    with _folder(out, roots.values()) as (folder, drawn):
-        lost = sheets.draw(chosen.rows, roots[keys[0].archive], drawn, how)
+    with _folder(out, archives.around(table, out).values()) as (folder, drawn):
+        lost = sheets.draw(chosen.rows, source, drawn, how)
         for sheet in drawn.iterdir():
             sheet.chmod(0o600)
         write_text(folder / "index.html", _page(chosen, keys, lost, drawn.name, compare))
@@ -85,11 +86,10 @@ def _rows(table: Path, key: Key, statuses: Sequence[str], with_gone: bool) -> pa
 
 
 @contextmanager
-def _folder(out: Path, roots: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+def _folder(out: Path, around: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
     """Take a folder for a gallery; yield it, and a new one in it for the sheets, which goes where the body raises."""
     folder = out.resolve()
     home = Settings().home.resolve()  # it may lie in an archive, which passes it over as litter
-    around = [root for root in roots if folder.is_relative_to(root)]
     if any(not (folder.is_relative_to(home) and home.is_relative_to(root)) for root in around):
         raise UsageError(f"{out} lies in an archive, which would be scored with it: name another.")
     if folder.exists() and not folder.is_dir():

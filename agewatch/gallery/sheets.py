@@ -18,10 +18,10 @@ from agewatch.estimator.faces import Face
 from agewatch.estimator.images import RGB
 from agewatch.estimator.memory import Room
 from agewatch.scoring import pool
-from agewatch.scoring.archive import shards
 from agewatch.scoring.predictions import Rows
 from agewatch.scoring.scorer import Execution, one_pictures_misfortune
 from agewatch.scoring.thumbnails import cut, jpeg, picture
+from agewatch.sources.source import Source
 
 SIDE = 128
 """Pixels of a face on a sheet."""
@@ -72,7 +72,7 @@ def _face(row: dict[str, Any]) -> Face:
 class Drawing(pool.Task[Item, Drawn]):
     """Cutting the faces of files out, each file decoded once."""
 
-    root: Path
+    source: Source
     room: Room
 
     def open(self) -> pool.Work[Item, Drawn]:
@@ -92,7 +92,7 @@ class Drawing(pool.Task[Item, Drawn]):
         try:
             with self.room.picture(starts), one_pictures_misfortune():
                 self.room.expect(item.bytes)
-                shown = picture(self.root, item.path, item.content_hash, self.room)
+                shown = picture(self.source, item.path, item.content_hash, self.room)
                 return {cell: jpeg(cut(shown, face, SIDE)) for cell, face in item.faces}
         except ImageError as refusal:
             return dict.fromkeys((cell for cell, _ in item.faces), str(refusal))
@@ -102,7 +102,7 @@ class Drawing(pool.Task[Item, Drawn]):
         return dict.fromkeys((cell for cell, _ in item.faces), f"The process that drew the picture {why}.")
 
 
-def draw(rows: Rows, root: Path, folder: Path, how: Execution) -> dict[int, str]:
+def draw(rows: Rows, source: Source, folder: Path, how: Execution) -> dict[int, str]:
     """Draw all cells of rows into folder/0.jpg, folder/1.jpg, ...; return why some are empty, by cell.
 
     A sheet is written as soon as its last face is there; until then faces wait as JPEG, some 5 kB each. Raises OSError
@@ -113,7 +113,7 @@ def draw(rows: Rows, root: Path, folder: Path, how: Execution) -> dict[int, str]
     waiting: dict[int, dict[int, bytes | str]] = {}
     lost: dict[int, str] = {}
     done, counts = 0, Counter[str]()
-    for drawn in pool.run(Drawing(root, how.room()), shards(items, _SHARD), how.workers):
+    for drawn in pool.run(Drawing(source, how.room()), pool.shards(items, _SHARD), how.workers):
         for cell, face in drawn.items():
             sheet, place = divmod(cell, ACROSS**2)
             waiting.setdefault(sheet, {})[place] = face

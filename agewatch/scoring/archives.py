@@ -29,6 +29,7 @@ from agewatch.scoring.predictions import (
     require_writable,
 )
 from agewatch.sources import door
+from agewatch.sources.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ def meant(table: Path, name: str | None) -> str:
         return next(iter(roots))
     of_folder = [known for known, root in roots.items() if root == door.at(name).root]
     return of_folder[0] if of_folder and name not in roots else _require(table, name)
+
+
+def around(table: Path, folder: Path) -> dict[str, Path]:
+    """The archives in whose folders a folder lies, with these, by name. Raises TableError where there is no table."""
+    sources = {name: door.at(root) for name, root in predictions.archives(table).items()}
+    folders = {name: source.path for name, source in sources.items() if isinstance(source, Folder)}
+    return {name: path for name, path in folders.items() if folder.resolve().is_relative_to(path)}
 
 
 def move(table: Path, name: str, place: Path | str) -> Archive:

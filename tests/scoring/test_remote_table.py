@@ -14,8 +14,8 @@ from buckets import Buckets, buckets
 from rows import row
 
 from agewatch.errors import TableError, UsageError
+from agewatch.exports.export import export
 from agewatch.scoring import archives, baseline, beside, predictions
-from agewatch.scoring.export import export
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.writer import Writer
 
