@@ -36,7 +36,7 @@ MEASURE = """(() => {
   };
   const set = (id, value) => () => {
     document.getElementById(id).value = value;
-    document.querySelector("form").dispatchEvent(new Event("input"));
+    document.querySelector("form").dispatchEvent(new Event("change"));
   };
   (async () => {
     const built = performance.getEntriesByName("built")[0];
