@@ -39,6 +39,7 @@ MEASURE = """(() => {
     document.querySelector("form").dispatchEvent(new Event("change"));
   };
   (async () => {
+    while (!performance.getEntriesByName("first-contentful-paint").length) await frame();
     const built = performance.getEntriesByName("built")[0];
     const told = {
       built: built.duration, ready: built.startTime + built.duration,
