@@ -85,7 +85,7 @@ def tidy(settings: Settings, now: datetime) -> Tidied:
     except TableError:
         return tidied
     parts: dict[str, tuple[str, Callable[[], Cleared]]] = {
-        "reports": ("reports", lambda: _reports(settings.reports)),
+        "reports": ("reports", lambda: _reports(settings.reports, settings.evidently)),
         "versions": ("versions of the table", lambda: _versions(settings.predictions, now)),
         "training": ("training runs", lambda: clear_runs(settings.home / "train", settings.model_store, now)),
         "caches": ("caches", lambda: _caches(settings, now)),
@@ -104,8 +104,11 @@ def tidy(settings: Settings, now: datetime) -> Tidied:
     return tidied
 
 
-def _reports(folder: Path) -> Cleared:
-    """Delete reports beyond the newest REPORTS of each archive but those in which a drift began."""
+def _reports(folder: Path, workspace: Path) -> Cleared:
+    """Delete reports beyond the newest REPORTS of each archive but those in which a drift began.
+
+    Of Evidently's snapshots of an archive as many stay; they are named by UUIDs of version 7, which sort by time.
+    """
     cleared = Cleared()
     for archive in folders(folder):
         cleared.left(archive)
@@ -119,6 +122,9 @@ def _reports(folder: Path) -> Cleared:
         for run in runs[:-REPORTS]:
             if not (run / KEEP).exists():
                 cleared.folder(run)
+    for project in folders(workspace):
+        for snapshot in sorted((project / "snapshots").glob("*.json"))[:-REPORTS]:
+            cleared.file(snapshot)
     return cleared
 
 
