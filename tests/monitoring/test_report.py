@@ -26,7 +26,7 @@ from monitoring.record import DriftRun
 AXE = Path(sync_playwright.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 ODD = "<script>alert('x')<!script> \"ünd\" صورة"
 """A folder's name; a slash would make two of it."""
-FINDINGS = """(async () => JSON.stringify((await axe.run()).violations
+FINDINGS = """(async () => JSON.stringify((await axe.run(document, {iframes: false})).violations
   .filter((one) => ["serious", "critical"].includes(one.impact))
   .map((one) => [one.id, one.nodes[0].html])))()"""
 OPENED = """new Promise((done) => {
@@ -70,11 +70,12 @@ def test_people_in_a_new_folder_are_told_by_years_night_cause_folder_and_deed(
     tmp_path: Path, model: tuple[Path, str]
 ) -> None:
     calm = [night(n, 4000 if n == 0 else 300, model=model[1]) for n in range(6)]
-    old = [night(n, 200, older=30, folder="home/of the old", model=model[1], seed=50 + n) for n in range(4, 6)]
+    halls = [(number, hall) for number in (4, 5) for hall in range(8)]
+    old = [night(n, 25, older=30, folder=f"home/{n}{hall}", model=model[1], seed=10 * n + hall) for n, hall in halls]
     found = run(tmp_path, model, *calm, *old, spreads=(0.001, 0.001))
     said = answers(found)
     assert list(said) == ["Drift", "Since", "Cause", "Folder", "How sure", "Do now"]
-    assert re.match(r"Faces are estimated \d\.\d years older than those accepted", said["Drift"])
+    assert re.match(r"Faces are estimated \d+\.\d years older than those accepted", said["Drift"])
     assert said["Since"].startswith("2026-01-05")
     assert said["Cause"].startswith("The people, not the camera")
     assert "This machine is steady: 200 older pictures" in said["Cause"]
