@@ -72,7 +72,7 @@ class FirstScreen:
         answers = {row.label: str(row) if with_names else row.without_name for row in self.rows}
         age = answers.pop("Mean age")
         first = f"{self.title} Mean age: {age[:1].lower()}{age[1:]}"
-        return [(self.word, first), *answers.items(), ("Do now", "; ".join(map(str, self.deeds)) + ".")]
+        return [(self.word, first), *answers.items(), ("Do now", ". ".join(map(str, self.deeds)) + ".")]
 
 
 def of_run(found: DriftRun) -> FirstScreen:
@@ -203,8 +203,10 @@ def _sure(found: DriftRun) -> str:
         return "Certain: the same pictures were estimated twice, so that chance has no part in it."
     if verdict.answer == "drift" and verdict.moved:
         level = "Very sure" if (verdict.value or 0) > _VERY * BOUND else "Sure"
-        evidence = f"evidence {story.evidence(verdict.value)}, said from {BOUND:.0f}"
-        return f"{level}: {evidence}, where a false alarm in 1,000 nights has a chance of at most 5 %."
+        return (
+            f"{level}: the evidence is {story.evidence(verdict.value)}, and drift is said from {BOUND:.0f} on, which by"
+            " chance at most 1 archive in 20 reaches within 1,000 nights."
+        )
     if verdict.answer == "drift":
         return "Sure: in 150 labelled weeks without a rise, the chance of saying so is at most 5 %."
     if verdict.visible_years is None or not math.isfinite(verdict.visible_years):

@@ -74,7 +74,7 @@ def _page(
         archive=found.key.archive,
         screen=first_screen.of_run(found),
         verdict=verdict,
-        why=found.why and found.why.sentence,
+        why=found.why.sentence if found.why is not None and found.cause not in ("people", "instrument") else None,
         hero=_hero(found),
         drawings=_drawings(found, seen, before, now),
         unseen="not seen" if verdict.answer == "too_little_data" else "no",

@@ -125,11 +125,11 @@ def drift(found: "DriftRun") -> None:
     """Print the first screen of a drift report in six lines, and where the report lies."""
     from monitoring import first_screen
 
-    console = Console()
+    console = _wide()
     grid = Table(box=None, pad_edge=False, show_header=False)
     for label, line in first_screen.of_run(found).lines():
         grid.add_row(f"[bold]{escape(label)}[/bold]", escape(_printable(line)))
-    console.print(grid, highlight=False)
+    console.print(grid)
     console.print(f"Report: {escape(str(found.html))}", soft_wrap=True)
 
 
