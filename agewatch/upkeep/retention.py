@@ -28,8 +28,9 @@ from agewatch.upkeep.restore import STAGE
 from agewatch.upkeep.training_runs import clear_runs
 
 REPORTS = 90
-"""Reports of an archive that are kept whole: a quarter of nights, some 4 MB each, and 0.2 MB in Evidently's workspace. Older ones stay only where a drift
-began, as that is what one comes back to, or where a person put a file named `keep` beside them."""
+"""Reports of an archive that are kept whole: a quarter of nights, some 4 MB each, and 0.2 MB of each in Evidently's
+workspace. Older ones stay only where a drift began, as that is what one comes back to, or where a person put a file
+named `keep` beside them."""
 HISTORY = timedelta(days=30)
 """Rows that were replaced are readable so long, as is the table's log: Delta's own default for the log. Whoever has an
 older version open goes on for as long."""
