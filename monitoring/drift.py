@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from agewatch import api
-from agewatch.errors import TableError, UsageError
+from agewatch.errors import AgewatchError, TableError, UsageError
 from agewatch.estimator.memory import room_of_one
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
@@ -98,7 +98,10 @@ def run(
 
 
 def _faces(table: Path, key: Key, moved: Sequence[Picture]) -> tuple[bytes | None, ...]:
-    source = door.at(predictions.archives(table)[key.archive])
+    try:
+        source = door.at(predictions.archives(table)[key.archive])
+    except AgewatchError:  # what lies there now is no archive; the verdict stands
+        return (None,) * len(moved)
     return tuple(pictures.faces(moved, source, room_of_one(Settings().memory_gb)))
 
 
