@@ -9,6 +9,7 @@ from agewatch.scoring.baseline import FULL
 from monitoring import story
 from monitoring.columns import BOUND, MATERIAL
 from monitoring.page import WORDS
+from monitoring.plots import SHORT
 from monitoring.record import DriftRun
 from monitoring.segments import Segment
 from monitoring.verdict import VISIBLE_YEARS, Verdict
@@ -96,8 +97,8 @@ def _title(found: DriftRun) -> str:
     moved = [column for column in verdict.columns if column.drifted]
     if verdict.answer == "too_little_data" and verdict.visible_years is not None:
         years = verdict.visible_years
-        least = f"only one of {years:.1f} years or more" if math.isfinite(years) else "none"
-        return f"Can't tell yet whether ages change: {least} would have been seen."
+        least = f"a change by under {years:.1f} years" if math.isfinite(years) else "even a large change"
+        return f"Can't tell yet whether ages change: {least} would look like chance."
     if verdict.arrived:
         return (
             f"Can't tell yet: {sum(n for _, n in verdict.arrived):,} of the {FULL:,} faces that it takes have arrived."
@@ -107,7 +108,12 @@ def _title(found: DriftRun) -> str:
         return story.capital(said)
     first = verdict.trail.name if verdict.trail is not None else ""
     moved.sort(key=lambda column: (column.name != "age", column.name != first))
-    also = f", and {len(moved) - 1:,} other {'measures' if moved[2:] else 'measure'} moved" if moved[1:] else ""
+    others = [SHORT.get(column.name, column.label) for column in moved[1:]]
+    also = (
+        f"; {' and '.join(others) if len(others) < 3 else f'{len(others):,} other measures'} moved too"
+        if others
+        else ""
+    )
     most = moved[0]
     said = f"faces are estimated {_way(most.effect)} than those accepted" if most.name == "age" else story.shift(most)
     return f"{story.capital(said)}{also}."
@@ -118,7 +124,8 @@ def _age(found: DriftRun) -> str:
     verdict = found.verdict
     if found.cause == "instrument" and found.instrument is not None:
         run = found.instrument.run
-        return f"{_way(run.moved_years)} for the same {run.n:,} pictures, each by {run.spread_years:.1f} years."
+        each = f"each moved by {run.spread_years:.2f} years, up or down"
+        return f"{_way(run.moved_years)} in the mean of the same {run.n:,} pictures; {each}."
     age = next((column for column in verdict.columns if column.name == "age"), None)
     if age is None:
         return "nothing can be compared yet."
@@ -129,8 +136,8 @@ def _age(found: DriftRun) -> str:
     if part is not None and part.drifted and not verdict.drifted:
         by = f"{_way(part.effect)} in one folder ({part.low:+.1f} to {part.high:+.1f})"
         return f"{by}; the archive as a whole hardly moved."
-    now = "" if verdict.answer == "drift" else " in the last night"
-    return f"no change seen: {age.effect:+.1f} years{now} ({age.low:+.1f} to {age.high:+.1f}), within chance."
+    now = f"since {verdict.since}" if verdict.answer == "drift" and verdict.since else "in the last night"
+    return f"no change seen: {age.effect:+.1f} years {now} ({age.low:+.1f} to {age.high:+.1f}), within chance."
 
 
 def _way(years: float) -> str:
@@ -148,7 +155,7 @@ def _since(found: DriftRun) -> str:
     if not verdict.windows:
         return "Nothing has been judged yet."
     n, first = len(verdict.windows), verdict.windows[0].window.first
-    nothing = "Nothing moved" if verdict.answer == "no_drift" else "Nothing seen"
+    nothing = "Nothing moved" if verdict.answer == "no_drift" else "Nothing seen yet"
     return f"{nothing} since {first}, over {n:,} {'nights' if n > 1 else 'night'}."
 
 
@@ -158,7 +165,7 @@ def _cause(found: DriftRun) -> str:
     if found.cause is None:
         if found.verdict.answer == "drift":
             return f"The model errs more, by your labels.{steady}"
-        return f"None to look for.{steady}"
+        return f"{'None to look for' if found.verdict.answer == 'no_drift' else 'Not to be told yet'}.{steady}"
     lead = _LEADS[found.cause]
     if found.cause == "mixed" and found.why is not None and found.why.people is not None:
         return f"{lead} Other people make {found.why.people.value:+.1f} years of it."
@@ -178,7 +185,7 @@ def _where(found: DriftRun) -> Row:
         return Row(label, "Most of it comes from ", source.folder, f", {old}: {by}.")
     part = _most(verdict.segments)
     if part is None:
-        return Row(label, "None can be told apart.")
+        return Row(label, "Not to be told yet." if verdict.answer != "no_drift" else "None stands out.")
     by = f": {_way(part.effect)} ({part.low:+.1f} to {part.high:+.1f})"
     if drifted:
         others = f"; {len(drifted) - 1:,} others moved too" if drifted[1:] else ""
@@ -186,8 +193,9 @@ def _where(found: DriftRun) -> Row:
     if source is not None:
         return Row(label, "In no single one; most comes from ", source.folder, f", {source.part:.0%} of it.")
     if verdict.answer == "drift":
-        return Row(label, "No folder's ages moved; furthest, within chance, ", part.value, f"{by}.")
-    return Row(label, "None moved; furthest, within chance, ", part.value, f"{by}.")
+        return Row(label, "None in ages; furthest, by what may be chance, ", part.value, f"{by}.")
+    none = "None moved" if verdict.answer == "no_drift" else "Not to be told yet"
+    return Row(label, f"{none}; furthest, by what may be chance, ", part.value, f"{by}.")
 
 
 def _most(parts: Sequence[Segment]) -> Segment | None:
@@ -204,17 +212,18 @@ def _sure(found: DriftRun) -> str:
     if verdict.answer == "drift" and verdict.moved:
         level = "Very sure" if (verdict.value or 0) > _VERY * BOUND else "Sure"
         return (
-            f"{level}: the evidence is {story.evidence(verdict.value)}, and drift is said from {BOUND:.0f} on, which by"
-            " chance at most 1 archive in 20 reaches within 1,000 nights."
+            f"{level} that it moved: the evidence is {story.evidence(verdict.value)} to 1. Drift is said from"
+            f" {BOUND:.0f} to 1 on; of archives that never change at most 1 in 20 gets there within 1,000 nights."
         )
     if verdict.answer == "drift":
         return "Sure: in 150 labelled weeks without a rise, the chance of saying so is at most 5 %."
     if verdict.visible_years is None or not math.isfinite(verdict.visible_years):
-        return "Nothing can be said yet: no change would have been seen."
+        return "Not at all yet: even a large change could not have been told from chance."
     seen = max(verdict.visible_years, MATERIAL["age"])
     if verdict.answer == "no_drift":
-        return f"Sure to within {seen:.1f} years: a lasting change of the mean age by more would have been seen."
-    return f"Not enough to say: a change under {seen:.1f} years would not have been seen; {VISIBLE_YEARS:g} are wanted."
+        return f"Sure to within {seen:.1f} years: a lasting change of the whole archive's mean age by more would show."
+    wanted = f"and should from {VISIBLE_YEARS:g}"
+    return f"Not enough: a lasting change of the mean age shows from {seen:.1f} years on, {wanted}."
 
 
 def _deeds(found: DriftRun) -> list[Deed]:
@@ -224,13 +233,16 @@ def _deeds(found: DriftRun) -> list[Deed]:
     if found.cause == "instrument" and found.instrument is not None:
         ran = f"it ran {found.instrument.run.engine}"
         what = f"Find what changed on this machine ({ran}): library, processor, precision"
-        return [Deed(what, "agewatch doctor"), Deed("If it is to stay so", accept)]
+        return [Deed(what, "agewatch doctor"), Deed("If it stays so, make it the new normal", accept)]
     if verdict.answer == "drift":
-        return [*_of_drift(found, name), Deed("If it is to be so from now on", accept)]
+        return [
+            *_of_drift(found, name),
+            Deed("If it is right as it is, make it the new normal, which later nights are compared with", accept),
+        ]
     if verdict.arrived:
-        return [_until_full(verdict), Deed("To be content with fewer", accept)]
+        return [_until_full(verdict), Deed("Or take what is there as the normal", accept)]
     if verdict.answer == "no_drift":
-        return [Deed("Nothing; the next night is judged by itself")]
+        return [Deed("Nothing; the next night is judged when it comes")]
     if verdict.windows_more is not None:
         more = verdict.windows_more
         return [Deed(f"Nothing; about {more:,} more {'nights' if more > 1 else 'night'} like these will be enough")]
@@ -242,7 +254,7 @@ def _of_drift(found: DriftRun, name: str) -> list[Deed]:
     look = Deed("Look at the pictures that moved it most", place="pictures")
     look = look if found.pictures else Deed("Look at the newest pictures")
     labels = Deed(
-        "Are the ages still right? Give 20 labels",
+        "Are the ages still right? Tell the true ages of 20 faces",
         f"agewatch labels ask --archive {name} -n 20 --out ages",
     )
     if rose:

@@ -26,7 +26,7 @@ _POINTS = 80
 _ROW = 22
 _AGES = np.arange(0, 105, 5)
 _SEGMENTS = 20
-_SHORT = {
+SHORT = {
     "age": "mean age",
     "age_interval": "width of age intervals",
     "face_score": "detector's confidence",
@@ -53,7 +53,8 @@ def trail(verdict: Verdict) -> Markup | None:
     if not known.any():
         return None
     typical = float(np.median(halves[known]))
-    low, high = min(0.0, float(np.nanmin(effects)) - typical), max(0.0, float(np.nanmax(effects)) + typical)
+    bars = np.where(known, np.minimum(halves, 3 * typical), 0.0)  # one wide bar may be cut
+    low, high = min(0.0, float(np.nanmin(effects - bars))), max(0.0, float(np.nanmax(effects + bars)))
     down, across = Scale(low, high, 170, 22), _days(days)
     shapes = upright(down, _LEFT, [(tick, f"{tick:+g}" if tick else "0") for tick in down.ticks()])
     if began is not None:
@@ -82,7 +83,7 @@ def trail(verdict: Verdict) -> Markup | None:
 def heading(shown: Trail) -> str:
     """What the trail is of."""
     unit = "points" if shown.unit.startswith("share") else shown.unit
-    return f"{story.capital(_SHORT.get(shown.name, shown.label))} by night, against those accepted ({unit}; bars: 95 %)"
+    return f"{story.capital(SHORT.get(shown.name, shown.label))} by night, against those accepted ({unit}; bars: 95 %)"
 
 
 def filling(verdict: Verdict) -> Markup:
@@ -149,7 +150,7 @@ def columns(judged: Sequence[ColumnDrift]) -> Markup:
     most = min(max([1.5, *(abs(value) * 1.2 for value in values)]), 20.0)
     across = Scale(-most, most, _NAMES, WIDTH - 8)
     ground = rows(
-        [_SHORT.get(one.name, one.label.replace("estimated ", "")) for one, _ in parts],
+        [SHORT.get(one.name, one.label.replace("estimated ", "")) for one, _ in parts],
         across,
         [(0, "0"), (-1, "−1"), (1, "1")],
         _ROW,

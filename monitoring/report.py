@@ -72,6 +72,7 @@ def _page(
     return rendered(
         "report.html.jinja",
         archive=found.key.archive,
+        night=verdict.windows[-1].window.until if verdict.windows else None,
         screen=first_screen.of_run(found),
         verdict=verdict,
         why=found.why.sentence if found.why is not None and found.cause not in ("people", "instrument") else None,
@@ -99,7 +100,9 @@ def _hero(found: DriftRun) -> tuple[str, Markup] | None:
     """The one drawing of the first screen, and what it is of."""
     verdict = found.verdict
     if found.cause == "instrument" and found.instrument is not None:
-        return "The same pictures, estimated again in each run: mean change (years)", plots.canaries(found.instrument)
+        return "The same pictures, estimated again in each run: mean size of their change (years)", plots.canaries(
+            found.instrument
+        )
     if verdict.arrived:
         return "Faces that have arrived so far", plots.filling(verdict)
     drawn = plots.trail(verdict)

@@ -175,11 +175,11 @@ def change(of: ColumnDrift | Segment) -> str:
 
 
 def evidence(value: float | None) -> str:
-    """The evidence for a person: `0.02`, `54,000`, `over 1e12`."""
+    """The evidence for a person: `0.02`, `54,000`, `over a trillion`."""
     if value is None:
         return "nothing yet"
     if value > _MOST_EVIDENCE:
-        return f"over {_MOST_EVIDENCE:.0e}".replace("+", "")
+        return "over a trillion"
     return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"
 
 

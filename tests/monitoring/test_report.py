@@ -102,7 +102,7 @@ def test_a_camera_an_instrument_a_calm_life_and_too_little_each_say_so(tmp_path:
     steady = answers(run(tmp_path / "calm", model, *calm))
     assert steady["No drift"].startswith("No drift in 1,800 faces")
     assert steady["Since"] == "Nothing moved since 2026-01-02, over 6 nights."
-    assert steady["Do now"] == "Nothing; the next night is judged by itself."
+    assert steady["Do now"] == "Nothing; the next night is judged when it comes."
     first = answers(run(tmp_path / "first", model, night(0, 400, model=model[1])))
     assert first["Too little data"].startswith("Can't tell yet: 400 of the 2,000 faces")
     assert "1,600 more faces are needed, about 4 nights like this one" in first["Do now"]
