@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from agewatch.errors import UsageError
 from agewatch.files import stamp
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agewatch.release.store import Pointer
     from agewatch.scoring.score import Again, Summary
     from agewatch.scoring.scorer import Execution
-    from agewatch.serving.torchserve import Served
+    from agewatch.serving.server import Served, Wanted
     from agewatch.training.train import Trained
 
 Runner = Literal["local", "ray"]
@@ -250,15 +250,17 @@ def smoke_test(file: Path) -> "Smoke":
     from agewatch.errors import ServeError
     from agewatch.processes import free_ports
     from agewatch.release import gate, smoke, store
-    from agewatch.serving.torchserve import running
+    from agewatch.serving.server import Wanted, running
+    from agewatch.serving.torchserve import How
 
     settings = Settings()
     store.require_inside(settings.model_store, file)
-    home = settings.home / "smoke" / file.stem
+    home = settings.home.resolve() / "smoke" / file.stem
     shutil.rmtree(home, ignore_errors=True)
+    wanted = Wanted(How(home, 1, "f32"), settings.model_store, file, free_ports(1)[0], is_proven=False)
     try:
-        with running(file, home=home, port=free_ports(1)[0], workers=1, precision="f32") as served:
-            found = smoke.check(file, served.predictions_url, served.token)
+        with running(wanted) as served:
+            found = smoke.check(file, served.ask)
     except ServeError as error:
         found = smoke.failed(file, str(error))
     champions = (r.champion for r in gate.records(settings.model_store) if r.challenger == found.model)
@@ -282,12 +284,42 @@ def rollback() -> "Pointer":
 
 
 def serve(
-    *, model: ModelPath = None, port: int = 8080, workers: int | None = None, precision: "Precision" = "auto"
+    *,
+    model: ModelPath = None,
+    port: int = 8080,
+    workers: int | None = None,
+    precision: "Precision" = "auto",
+    **more: Any,
 ) -> "AbstractContextManager[Served]":
-    """Serve a model over REST for the length of a `with` block; see `agewatch.serving.torchserve`."""
-    from agewatch.serving.torchserve import running
+    """Serve a model over REST for the length of a `with` block; see `agewatch.serving.server`.
 
-    return running(model_file(model), home=Settings().home, port=port, workers=workers, precision=precision)
+    Without a file it is the store's current model, whichever that is by and by. `more` are fields of
+    `agewatch.serving.server.Wanted`. Raises ModelError where there is no model.
+    """
+    from agewatch.serving.server import running
+
+    return running(serving(model=model, port=port, workers=workers, precision=precision, **more))
+
+
+def serving(
+    *,
+    model: ModelPath = None,
+    port: int = 8080,
+    workers: int | None = None,
+    precision: "Precision" = "auto",
+    **more: Any,
+) -> "Wanted":
+    """What `serve` would serve."""
+    from agewatch.scoring.scorer import cores
+    from agewatch.serving.server import Wanted
+    from agewatch.serving.torchserve import How
+
+    settings = Settings()
+    if "memory_gb" in settings.model_fields_set:
+        more = {"memory_gb": settings.memory_gb} | more
+    how = How(settings.home.resolve(), workers or cores(), precision)
+    named = None if model is None else model_file(model)
+    return Wanted(how, settings.model_store, named, port, **more)
 
 
 def model_file(model: ModelPath) -> Path:

@@ -5,6 +5,7 @@ TorchServe wants exactly one class in this module; it needs neither a base class
 
 import inspect
 import logging
+import math
 import os
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -37,6 +38,9 @@ class AgeHandler:
 
     The mode (detect, the default, or crop) is the header `Faces`, as TorchServe drops the query string of
     /predictions. `?faces=` where it is passed on (/agewatch/predict), or a form's field `faces`, goes first.
+
+    With the header `Chips`, one mode a chip with commas between, the body is no picture but chips that were cut before,
+    uint8 of shape (n, size, size, 3): so asks the door of `agewatch serve`, which looks at pictures itself.
     """
 
     def initialize(self, context: Any) -> None:
@@ -74,6 +78,8 @@ class AgeHandler:
     def _read(self, row: dict[str, Any], headers: dict[str, Any]) -> Answer:
         """Decode one picture and cut its chips; only these are kept, so one picture is held at a time."""
         try:
+            if (modes := _header(headers, "chips")) is not None:
+                return self._cut_before(row, modes)
             mode = _mode(row, headers)
             seen = look(_picture(row), self._detector if mode == "detect" else None, self._model.spec.cut, self._room)
         except ImageError as error:
@@ -87,6 +93,15 @@ class AgeHandler:
         body = {"model": self._model.id, "width": seen.width, "height": seen.height, "faces": found}
         return HTTPStatus.OK, body, [(chip, mode) for chip in seen.chips]
 
+    def _cut_before(self, row: dict[str, Any], modes: str) -> Answer:
+        """The chips of a body. Raises UsageError where it holds others than were announced."""
+        names, body, shape = modes.split(","), row.get("body", b""), self._model.spec.cut.shape
+        if not isinstance(body, bytes | bytearray) or len(body) != len(names) * math.prod(shape):
+            raise UsageError(f"The body does not hold {len(names)} chips of {shape[0]} x {shape[1]} pixels.")
+        chips = np.frombuffer(body, np.uint8).reshape(-1, *shape)
+        waiting = [(chip, _checked(name)) for chip, name in zip(chips, names, strict=True)]
+        return HTTPStatus.OK, {"model": self._model.id, "faces": [{}] * len(waiting)}, waiting
+
     def _ages(self, waiting: list[tuple[RGB, Mode]]) -> Iterator[dict[str, float]]:
         for start in range(0, len(waiting), CHIPS_AT_ONCE):
             chips, modes = zip(*waiting[start : start + CHIPS_AT_ONCE], strict=True)
@@ -95,14 +110,20 @@ class AgeHandler:
                 yield {"age": float(age), "age_low": float(low), "age_high": float(high)}
 
 
-def _mode(row: dict[str, Any], headers: dict[str, Any]) -> Mode:
+def _header(headers: dict[str, Any], name: str) -> str | None:
     # Headers come spelt as the client did; a form's fields appear among them as dicts.
-    headers = {name.lower(): text for name, text in headers.items() if isinstance(text, str)}
-    mode = row.get("faces", headers.get("faces", "detect"))
-    text = mode.decode(errors="replace") if isinstance(mode, bytes | bytearray) else str(mode)
-    if text not in get_args(Mode):
-        raise UsageError(f"faces is detect or crop, not {text!r}.")
-    return cast(Mode, text)
+    return next((text for key, text in headers.items() if key.lower() == name and isinstance(text, str)), None)
+
+
+def _mode(row: dict[str, Any], headers: dict[str, Any]) -> Mode:
+    mode = row.get("faces", _header(headers, "faces") or "detect")
+    return _checked(mode.decode(errors="replace") if isinstance(mode, bytes | bytearray) else str(mode))
+
+
+def _checked(mode: str) -> Mode:
+    if mode not in get_args(Mode):
+        raise UsageError(f"faces is detect or crop, not {mode!r}.")
+    return cast(Mode, mode)
 
 
 def _picture(row: dict[str, Any]) -> bytes:

@@ -26,7 +26,7 @@ MAY_IMPORT = {  # rooms that a room may import beside itself
     "labelled": {"scoring", "sources", "estimator", *GROUND},
     "training": {"labelled", "scoring", "sources", "estimator", *GROUND},
     "release": {"labelled", "scoring", "sources", "estimator", *GROUND},
-    "serving": {"estimator", *GROUND},
+    "serving": {"release", "scoring", "sources", "estimator", *GROUND},
     "nights": {"release", "labelled", "scoring", "sources", "estimator", *GROUND},
     "upkeep": {"nights", "release", "labelled", "scoring", "sources", "estimator", *GROUND},
 }
