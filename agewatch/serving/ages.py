@@ -20,6 +20,7 @@ from agewatch.serving.torchserve import CHIPS_AT_ONCE, TorchServe, answer_of
 AWAY_SECONDS = 20.0
 """So long chips wait for a worker that is started again."""
 _TRIES = 2
+_WORTH_A_CALL = 4  # with fewer requests a call beside another is not worth its cost
 _PAUSE_SECONDS = 0.1
 _JSON = "application/json"
 _LOST = "The batch was lost with its worker twice."
@@ -63,7 +64,7 @@ class Ages:
             await asyncio.wait(self._under_way)
 
     def _call(self) -> None:
-        if self._waiting and len(self._under_way) < self._calls:
+        if len(self._under_way) < (self._calls if len(self._waiting) >= _WORTH_A_CALL else 1) and self._waiting:
             task = asyncio.create_task(self._answer_batch())
             self._under_way.add(task)
             task.add_done_callback(self._go_on)

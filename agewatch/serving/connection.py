@@ -30,10 +30,9 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Count what came, and refuse a head without end."""
         self._received += len(data)
-        if self._in_head and self._received > HEAD_BYTES:
-            self.send_400_response("The request's head is too long.")
-            return
         super().data_received(data)
+        if self._in_head and self._received > HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The request's head is too long.")
 
     def on_message_begin(self) -> None:
         """A request's first byte."""

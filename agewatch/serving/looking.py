@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 from agewatch.errors import ImageError, ServeError
 from agewatch.estimator.spec import Cut, Mode
 from agewatch.processes import end_with_parent, uninterrupted
-from agewatch.scoring.pool import AT_WORK, core_seconds
+from agewatch.scoring.pool import core_seconds
 from agewatch.scoring.room import SharedRoom
 
 DEADLINE_SECONDS = 10.0
@@ -202,8 +202,8 @@ class _Looker:
 
 
 class _Watch:
-    """Ends a process that takes too long over a picture, on the clock; where others keep the cores from it and it is at
-    work, its own time on them is counted, and MOST_DEADLINES on the clock are the limit."""
+    """Ends a process that takes too long over a picture: on a core, or MOST_DEADLINES times as long on the clock, as
+    others may keep the cores from it. It reads no file, so that nothing else keeps it."""
 
     def __init__(self, process: BaseProcess | None, deadline: float) -> None:
         assert process is not None
@@ -223,9 +223,9 @@ class _Watch:
 
     def _judge(self) -> None:
         used, passed = core_seconds(self._process.pid or 0), self._loop.time() - self._started
-        own = 0.0 if used is None or self._used is None else used - self._used
-        if AT_WORK * passed < own < self._deadline and passed < MOST_DEADLINES * self._deadline:
-            self._timer = self._loop.call_later(max(_SLOW_SECONDS, self._deadline - own), self._judge)
+        own = self._deadline if used is None or self._used is None else used - self._used
+        if own < self._deadline and passed < MOST_DEADLINES * self._deadline:
+            self._timer = self._loop.call_later(max(_SLOW_SECONDS, min(1.0, self._deadline - own)), self._judge)
             return
         self.hung = True
         self._process.kill()

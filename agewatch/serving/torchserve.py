@@ -160,7 +160,7 @@ class TorchServe:
         if package is None or package.origin is None:
             raise ServeError("TorchServe is not installed: install the package 'torchserve'.")
         server = Path(package.origin).parent
-        command = [str(JAVA), f"-Xmx{_HEAP_MB}m", f"-Dmodel_server_home={server.parent}"]
+        command = [str(JAVA), f"-Xmx{_HEAP_MB}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"-Dmodel_server_home={server.parent}"]
         command += [
             f"-Djava.io.tmpdir={self.scratch}",
             f"-Dlog4j.configurationFile={Path(__file__).parent / 'log4j2.xml'}",
