@@ -56,7 +56,7 @@ class Ages:
             self._waiting.append(part)
             parts.append(part)
             self._call()
-        return [age for part in parts for age in await part.answer]
+        return [age for ages in await asyncio.gather(*(part.answer for part in parts)) for age in ages]
 
     async def drained(self) -> None:
         """Wait until nothing is under way."""
@@ -123,17 +123,15 @@ class Ages:
             else:
                 if not _is_lost(response):
                     return response
-                lost += response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR
+                lost += response.status_code != HTTPStatus.SERVICE_UNAVAILABLE
             if lost >= _TRIES or time.monotonic() > deadline:
                 raise unavailable(_LOST if lost >= _TRIES else "No worker is there yet.", 5)
             await asyncio.sleep(_PAUSE_SECONDS)
 
 
 def _is_lost(response: httpx.Response) -> bool:
-    """Whether TorchServe itself refused: without a worker 503, with one that died 500; the handler says a code."""
-    if response.status_code not in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE):
-        return False
-    return "error" not in answer_of(response)
+    """Whether TorchServe itself refused: without a worker 503, with one that died 507; the handler says a code."""
+    return response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and "error" not in answer_of(response)
 
 
 async def answer(lookers: Lookers, ages: Ages, picture: bytes, mode: Mode) -> dict[str, Any]:

@@ -12,11 +12,8 @@ from agewatch.serving.metrics import REFUSALS, REQUESTS, UNDER_WAY
 from agewatch.serving.refusal import Refusal, overloaded, unavailable
 
 MOST_CONNECTIONS = 4096
-OPEN_PATHS = frozenset(
-    {"/healthz", "/readyz", "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/agewatch",
-     "/v2/models/agewatch/ready", "/v2/models/agewatch/versions"}
-)  # fmt: skip
-"""What is answered without a token: whether it lives and is ready, and the name of the model."""
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/v2/models/agewatch/ready"})
+"""What is answered without a token: whether it lives, whether it is ready, and with which model."""
 
 Log = Callable[[dict[str, object]], None]
 

@@ -248,7 +248,8 @@ async def _receive(reader: asyncio.StreamReader) -> tuple[Any, bytes]:
 def _serve(connection: socket.socket, room: SharedRoom) -> None:
     """In the process: look at one picture after the other until the door is gone."""
     end_with_parent(signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group: the door says when it ends
+        signal.signal(number, signal.SIG_IGN)
     from agewatch.estimator.faces import YuNet
 
     detector = YuNet()

@@ -6,6 +6,7 @@ import secrets
 import shlex
 import shutil
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import safetensors
 import uvicorn
 
-from agewatch.errors import ServeError, UsageError
+from agewatch.errors import ModelError, ServeError, UsageError
+from agewatch.estimator.model import AgeModel
 from agewatch.files import write_json
 from agewatch.processes import LOOPBACK, interrupted_by_signals
 from agewatch.serving import door
@@ -35,6 +38,7 @@ DRAIN_SECONDS = 25.0
 """So long what is under way may take when the server is told to stop."""
 MEMORY_GB = 3.0
 """For the pictures of a server and the processes that look at them, unless AGEWATCH_MEMORY_GB says otherwise."""
+_POLL_SECONDS = 0.01
 _CUT_SECONDS = 2  # for connections whose requests have not arrived by then
 
 
@@ -97,6 +101,7 @@ def running(wanted: Wanted) -> Iterator[Served]:
     interrupt waits for nothing. Raises UsageError for a host that needs a certificate, ModelError where the file is no
     .mar, ServeError where the port is taken or TorchServe does not come up.
     """
+    _check(wanted)
     with interrupted_by_signals(), _listening(wanted) as listener:
         server = _Server(wanted, listener)
         thread = threading.Thread(target=server.run, name="door")
@@ -148,6 +153,12 @@ class _Server:
 
     async def _serve(self) -> None:
         self._task = asyncio.current_task()
+        try:
+            await self._serve_until_stopped()
+        except OSError as error:  # a full disk, no descriptor
+            raise ServeError(f"The server can't start: {error}.") from error
+
+    async def _serve_until_stopped(self) -> None:
         wanted, how = self._wanted, self._wanted.how
         folder = _prepared(how.home / "serve" / str(wanted.port))
         log = open_log(folder / "logs", wanted.log_format)
@@ -172,14 +183,16 @@ class _Server:
             listens.config.app = gate
             tasks = [asyncio.create_task(each) for each in (backends.keep(), watch(listens.server_state))]
             undo.callback(lambda: [task.cancel() for task in tasks])
-            tasks.append(asyncio.create_task(listens.serve([self._listener])))
+            listening = asyncio.create_task(listens.serve([self._listener]))
+            while not listens.started and not listening.done():
+                await asyncio.sleep(_POLL_SECONDS)
             self.ready.set_result(
                 Served(self._url(), backends.model or "", token, key_file, folder / "logs", self._ended)
             )
             await self._stopping.wait()
             await gate.drained(self._drain_seconds)
             listens.should_exit = True
-            await tasks[-1]
+            await listening
 
     def _configured(self, app: Any) -> uvicorn.Config:
         wanted = self._wanted
@@ -194,13 +207,29 @@ class _Server:
         return f"{'https' if self._wanted.certificate else 'http'}://{host}:{self._wanted.port}"
 
 
-@contextmanager
-def _listening(wanted: Wanted) -> Iterator[socket.socket]:
-    """The one port, bound before anything starts. Raises UsageError, ServeError."""
+def _check(wanted: Wanted) -> None:
+    """Raise UsageError or ModelError for what would be refused late, or not at all."""
     if not _is_loopback(wanted.host) and not (wanted.certificate and wanted.key):
         raise UsageError(
             f"{wanted.host} is reached from other machines: give --certificate and --key, or leave --host out."
         )
+    if wanted.certificate or wanted.key:
+        try:
+            ssl.create_default_context().load_cert_chain(wanted.certificate or "", wanted.key)
+        except (OSError, TypeError) as error:  # ssl's own is an OSError
+            raise UsageError(f"The certificate and its key can't be read: {error}.") from error
+    mar = Source(wanted.mar, wanted.model_store).file()
+    try:
+        safetensors.deserialize(AgeModel.load(mar).weights)  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"The weights in {mar} are damaged: {error}.") from error
+    if mar.is_dir():
+        raise ModelError(f"TorchServe serves a .mar file; {mar} is a folder.")
+
+
+@contextmanager
+def _listening(wanted: Wanted) -> Iterator[socket.socket]:
+    """The one port, bound before anything starts. Raises ServeError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:  # each connection is a descriptor
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2**16), hard))

@@ -32,8 +32,6 @@ from agewatch.processes import LOOPBACK, end_with_parent, free_ports, leave_netw
 MODEL_NAME = "agewatch"
 START_SECONDS = 120.0
 """So long TorchServe and its first worker may take; the first start converts the network."""
-STOP_SECONDS = 10.0
-"""So long TorchServe may take to stop by itself before it is killed."""
 ANSWER_SECONDS = 60.0
 CHIPS_AT_ONCE = 64
 TOKEN_MINUTES = 365 * 24 * 60
@@ -56,8 +54,6 @@ class TorchServe:
 
     def __init__(self, mar: Path, how: How, scratch: Path, logs: Path) -> None:
         self.model = AgeModel.load(mar)
-        if mar.is_dir():
-            raise ModelError(f"TorchServe serves a .mar file; {mar} is a folder.")
         self.mar, self.scratch, self._how, self._logs = mar, scratch, how, logs
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -103,7 +99,7 @@ class TorchServe:
     async def stop(self) -> None:
         """End Java and its workers, and remove what they wrote."""
         if self._process is not None:
-            await asyncio.to_thread(stop_group, self._process, STOP_SECONDS)
+            await asyncio.to_thread(stop_group, self._process, 0)  # it has nothing to lose
         await self._client.aclose()
         await asyncio.to_thread(shutil.rmtree, self.scratch, ignore_errors=True)
 
@@ -160,7 +156,13 @@ class TorchServe:
         if package is None or package.origin is None:
             raise ServeError("TorchServe is not installed: install the package 'torchserve'.")
         server = Path(package.origin).parent
-        command = [str(JAVA), f"-Xmx{_HEAP_MB}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"-Dmodel_server_home={server.parent}"]
+        command = [
+            str(JAVA),
+            f"-Xmx{_HEAP_MB}m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            f"-Dmodel_server_home={server.parent}",
+        ]
         command += [
             f"-Djava.io.tmpdir={self.scratch}",
             f"-Dlog4j.configurationFile={Path(__file__).parent / 'log4j2.xml'}",
@@ -198,8 +200,10 @@ class TorchServe:
 
 
 def _prepare() -> None:
-    """In the new process: end with the door, and be in no network but its own."""
-    end_with_parent(signal.SIGTERM)
+    """In the new process: end with the door and not before, and be in no network but its own."""
+    end_with_parent(signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group or service; Java leaves them ignored
+        signal.signal(number, signal.SIG_IGN)
     leave_network()
 
 
