@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
 
 import agewatch
 from agewatch.errors import ImageError
@@ -135,7 +136,7 @@ def application(lookers: Lookers, backends: Backends) -> FastAPI:
             )  # fmt: skip
     _add_health(app, backends)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """What the server counts, for Prometheus."""
         return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
@@ -180,7 +181,7 @@ def _add_refusals(app: FastAPI) -> None:
 
     async def of_http(request: Request, error: Any) -> Response:
         code, headers = _CODES.get(error.status_code, "usage"), error.headers
-        if "Allow" in (headers or {}) and request.url.path.endswith(f"s/{MODEL_NAME}"):
+        if "Allow" in (headers or {}) and request.url.path.endswith(f"ions/{MODEL_NAME}"):
             headers = {"Allow": "POST, PUT"}  # Starlette names those of the first of two routes
         return await refusal(request, Refusal(error.status_code, code, f"{error.detail}.", headers))
 
