@@ -310,15 +310,13 @@ def main() -> None:
     names = [word for word in sys.argv[1:] if word in TRIALS] or list(TRIALS)
     found = sorted(Path(os.environ["AGEWATCH_DATA"], "archive_portraits").rglob("*.jpg"))
     pictures = [file.read_bytes() for file in found[:PORTRAITS]]
-    rows: list[list[str]] = []
     for name in names:
         with tempfile.TemporaryDirectory(prefix="aw-") as folder, served(Path(folder)) as server:
-            more: Any = asyncio.run(TRIALS[name](server, pictures, seconds))
-        print(more, flush=True)
-        rows += more
-    load = os.getloadavg()[2]
-    told = f"Written by `benchmarks/serving.py {' '.join(sys.argv[1:])}`; {os.cpu_count()} cores, load {load:.1f}."
-    write_section("Serving", f"{told}\n\n{table(['trial', 'seen'], rows)}")
+            rows = asyncio.run(TRIALS[name](server, pictures, seconds))
+        told = f"Written by `benchmarks/serving.py {seconds:g} {name}`; {os.cpu_count()} cores"
+        load = f"{os.getloadavg()[1]:.0f} processes that wanted one on average, ours among them"
+        about = (TRIALS[name].__doc__ or "").strip()
+        write_section(f"Serving: {name}", f"{told}, {load}. {about}\n\n{table(['trial', 'seen'], rows)}")
 
 
 if __name__ == "__main__":
