@@ -38,6 +38,8 @@ DRAIN_SECONDS = 25.0
 """So long what is under way may take when the server is told to stop."""
 MEMORY_GB = 3.0
 """For the pictures of a server and the processes that look at them, unless AGEWATCH_MEMORY_GB says otherwise."""
+LEAST_FREE_BYTES = 100_000_000
+"""For logs and the converted network, or in the temporary folder for the model and what it holds."""
 _POLL_SECONDS = 0.01
 _CUT_SECONDS = 2  # for connections whose requests have not arrived by then
 
@@ -262,7 +264,15 @@ def _prepared(folder: Path) -> Path:
         logs.mkdir()
     except OSError as error:
         raise ServeError(f"The server's folder can't be written: {error}.") from error
+    _require_room(folder)
     return folder
+
+
+def _require_room(folder: Path) -> None:
+    """Raise ServeError where a disk is full: TorchServe would wait for what could not be written, and not say so."""
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        raise ServeError(f"{folder} has {free / 1e6:.0f} MB free; a server needs {LEAST_FREE_BYTES / 1e6:.0f} MB.")
 
 
 def _scratch(port: int) -> Path:
@@ -274,9 +284,11 @@ def _scratch(port: int) -> Path:
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         shutil.rmtree(left, ignore_errors=True)
     try:
-        return Path(tempfile.mkdtemp(prefix=prefix))
+        scratch = Path(tempfile.mkdtemp(prefix=prefix))
     except OSError as error:
         raise ServeError(f"The temporary folder can't be written: {error}.") from error
+    _require_room(scratch)
+    return scratch
 
 
 def limits() -> dict[str, float]:

