@@ -53,6 +53,11 @@ class Settings(BaseSettings):
         return self.home / "reports"
 
     @property
+    def evidently(self) -> Path:
+        """Evidently's workspace, one project an archive."""
+        return self.home / "evidently"
+
+    @property
     def cache(self) -> Path:
         """Converted networks; safe to delete."""
         return self.home / "cache"

@@ -18,15 +18,18 @@ from monitoring import drift
 
 
 @flow
-def drift_report(archive: str | None = None, model: str | None = None, mode: Mode | None = None) -> State[None]:
+def drift_report(
+    archive: str | None = None, model: str | None = None, mode: Mode | None = None, pictures: bool = True
+) -> State[None]:
     """Compare what arrived in an archive with what was accepted before, and write the report.
 
     `archive` is a name in the table, by default the only one; `model` is a model file, by default the store's
-    current; `mode` is by default the latest. Drift, or too little data, completes the run: its message
+    current; `mode` is by default the latest; with
+    `pictures` the report holds faces. Drift, or too little data, completes the run: its message
     starts with the verdict. What `monitoring.drift.run` raises fails it, told without paths.
     """
     try:
-        done = drift.run(archive, model=model, mode=mode)
+        done = drift.run(archive, model=model, mode=mode, with_pictures=pictures)
     except AgewatchError as error:  # told without a trace
         return failed(error)
     shown.judged(done)

@@ -12,7 +12,6 @@ from uuid import UUID
 import httpx
 from prefect import get_run_logger
 from prefect.artifacts import (
-    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     update_progress_artifact,
@@ -98,15 +97,6 @@ def judged(done: "DriftRun") -> None:
     """Show a verdict, and the way to its report."""
     told = f"Archive {done.key.archive}, model {done.key.model}, mode {done.key.mode}"
     best_effort(create_markdown_artifact, _verdict(done), key="drift-verdict", description=told)
-    link = report_link(done.html)
-    if link is not None:
-        best_effort(
-            create_link_artifact,
-            link,
-            link_text=f"Drift report of {done.key.archive}",
-            key="drift-report",
-            description=told,
-        )
 
 
 def report_link(html: Path) -> str | None:
@@ -124,12 +114,9 @@ def report_link(html: Path) -> str | None:
 
 
 def _verdict(done: "DriftRun") -> str:
-    from monitoring.story import amount, signed
+    from monitoring import first_screen
 
-    verdict = done.verdict
-    head = "| column | moved by | would be said from | drifted |\n|---|---|---|---|\n"
-    return f"**{verdict.answer}**: {verdict.headline}\n\n{verdict.advice}\n\n{head}" + "".join(
-        f"| {column.name} | {signed(column.effect, column.unit)} | {amount(column.threshold, column.unit)}"
-        f" | {'yes' if column.drifted else 'no'} |\n"
-        for column in verdict.columns
-    )
+    lines = first_screen.of_run(done).lines(with_names=False)
+    told = "".join(f"- **{label}**: {line}\n" for label, line in lines)
+    link = report_link(done.html)
+    return told if link is None else f"{told}\n[The report of {done.key.archive}]({link})\n"

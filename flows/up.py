@@ -36,6 +36,7 @@ from agewatch.settings import Settings
 from agewatch.upkeep import retention
 from flows import events, pages, runs
 from flows.parts import Part
+from monitoring import index
 
 START_SECONDS = 180.0
 """So long Prefect's server may take to answer; its first start makes its database."""
@@ -255,6 +256,8 @@ class _Up:
         self.ledger.keep(_TIDIED, now.date().isoformat())
         for problem in retention.tidy(Settings(), now).problems:
             self.tell(problem)
+        with suppress(OSError):  # the next report makes it anew
+            index.write(Settings().reports)
 
     def _before_worker(self) -> None:
         """A worker that starts before the server answers would end at once."""

@@ -16,25 +16,22 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from agewatch.errors import ImageError, TableError
 from agewatch.estimator.faces import Face
 from agewatch.estimator.images import RGB, Picture
-from agewatch.files import replacing
 from agewatch.labelled import late
 from agewatch.scoring import predictions, thumbnails
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.scorer import one_pictures_misfortune
 from agewatch.sources import door
 from agewatch.sources.source import Source
+from monitoring.page import rendered, script, write_page
 
 DAYS = 7
 """Faces are drawn from those that arrived in so many days up to the newest night, and from more where these are few."""
 _CONTEXT_SIDE = 360
 _FRAME = (255, 200, 0)
-
-_templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 
 
 @dataclass(frozen=True)
@@ -76,14 +73,9 @@ def ask(table: Path, key: Key, n: int, out: Path) -> Asked:
             break
     if not shown:
         raise TableError(f"None of the {len(faces):,} faces without a label can be shown: are the pictures there?")
-    script = Path(__file__).with_name("ask.js").read_text()
-    page = _templates.get_template("ask.html.jinja").render(
-        archive=key.archive, faces=shown, script=script, script_hash=_base64(hashlib.sha256(script.encode()).digest())
-    )
+    page = rendered("ask.html.jinja", archive=key.archive, faces=shown, **script("ask.js"))
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with replacing(out / "index.html") as aside:
-        aside.touch(0o600)
-        aside.write_text(page, encoding="utf-8")
+    write_page(out / "index.html", page)
     return Asked((out / "index.html").absolute(), len(shown), len(faces), lost)
 
 

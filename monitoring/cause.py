@@ -37,6 +37,7 @@ quality of an archive do not foretell it: they go with who is in the picture."""
 _MATERIAL_YEARS = 0.5
 _MATERIAL_SD = 0.2
 """The least change of a measure that matters, in standard deviations of the baseline's faces."""
+_CONSTANT = 1e-6  # crops of one size differ by rounding alone
 _MATERIAL_SHARE = 0.1
 """The same of a camera's share of the faces."""
 _LEVEL = 0.05
@@ -239,7 +240,8 @@ def _moved_measures(faces: _Faces) -> list[str] | None:
         left[within] = faces.quality[within] - curve.predict(faces.age[within, None])
     for name, values, rest in zip(faces.names, faces.quality.T, left.T, strict=True):
         apart = _difference(faces, rest, weights, _LEVEL / (len(faces.names) + 1))
-        if apart.is_beyond_noise and abs(apart.value) >= _MATERIAL_SD * values[before].std():
+        spread = values[before].std()
+        if spread > _CONSTANT and apart.is_beyond_noise and abs(apart.value) >= _MATERIAL_SD * spread:
             moved.append(_WORDS[name][apart.value < 0])
     return moved
 

@@ -92,6 +92,20 @@ class ColumnDrift:
     now: float
 
 
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """How far a column's estimate of each window lies from the baseline's, and half its 95 % interval, both in `unit`.
+
+    Both are NaN where a window has no value.
+    """
+
+    name: str
+    label: str
+    unit: str
+    effects: tuple[float, ...]
+    halves: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Column:
     """A column's data and evidence, still without a word on it."""
@@ -193,21 +207,43 @@ def drift(column: Column) -> ColumnDrift:
     if isinstance(column.data, Shares):
         threshold = _visible_share(column.data, column.log_bound)
     else:
-        threshold = visible(name, column.data, column.part)[0]
+        threshold = visible(name, column.data, column.part, began if drifted else last)[0]
     threshold = min(max(threshold, MATERIAL[name]), abs(moved)) if drifted else max(threshold, MATERIAL[name])
     low, high = moved - half, moved + half
     return ColumnDrift(name, column.label, moved, low, high, UNITS[name], threshold, drifted, before, now)
 
 
-def visible(name: str, means: Means, part: float) -> tuple[float, float, float]:
+def trail(column: Column) -> Trail:
+    """A column as its windows went by, each by itself."""
+    data = column.data
+    if isinstance(data, Shares):
+        each = [Shares(data.baseline_hits, data.baseline_files, *parts)
+                for parts in zip(data.hits[:, None], data.files[:, None], strict=True)]  # fmt: skip
+        found = [effect(one, 0)[:2] for one in each]
+    else:
+        known = np.isfinite(data.variances)
+        away = np.where(known, data.windows - data.baseline, np.nan)
+        half = norm.ppf(0.975) * np.sqrt(np.where(known, data.variances, np.nan) + data.baseline_variance)
+        found = list(zip(away.tolist(), half.tolist(), strict=True))
+    return Trail(column.name, column.label, UNITS[column.name], *(tuple(part) for part in zip(*found, strict=True)))
+
+
+def visible(name: str, means: Means, part: float, since: int = -1) -> tuple[float, float, float]:
     """The smallest changes of a column's mean that would be said: see `evidence.visible`."""
-    return evidence.visible(means, _PRIOR * MATERIAL[name], math.log(BOUND / part))
+    return evidence.visible(means, _PRIOR * MATERIAL[name], math.log(BOUND / part), since)
 
 
 def visible_ages(divided: Split) -> tuple[float, float, float]:
     """The smallest changes of the mean age that would be said, in years: see `evidence.visible`."""
     means = ages(divided)
     return (math.inf,) * 3 if means is None else visible("age", means, AGE_PART)
+
+
+def windows_until(divided: Split, years: float) -> int | None:
+    """How many more windows show a lasting change of the mean age by so much: see `evidence.windows_until`."""
+    means = ages(divided)
+    log_bound = math.log(BOUND / AGE_PART)
+    return None if means is None else evidence.windows_until(means, _PRIOR * MATERIAL["age"], log_bound, years)
 
 
 def _visible_share(shares: Shares, log_bound: float) -> float:

@@ -1,9 +1,11 @@
 """The drift run: what arrived in an archive, night by night, against what was accepted before."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Literal
+from uuid import NAMESPACE_URL, uuid5
 
 import pandas as pd
 import pyarrow as pa
@@ -11,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from agewatch import api
-from agewatch.errors import TableError, UsageError
+from agewatch.errors import AgewatchError, TableError, UsageError
+from agewatch.estimator.memory import room_of_one
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import write_json
@@ -22,11 +25,13 @@ from agewatch.scoring.baseline import Accepted, Baseline
 from agewatch.scoring.beside import name_of
 from agewatch.scoring.predictions import Key
 from agewatch.settings import Settings
-from monitoring import cause, error, fit, instrument, model_change, pictures, report, story, summaries
+from agewatch.sources import door
+from monitoring import cause, error, fit, index, instrument, model_change, pictures, report, story, summaries
 from monitoring.cause import Cause
 from monitoring.error import MeasuredError
 from monitoring.fit import Fit
 from monitoring.instrument import Instrument
+from monitoring.pictures import Picture
 from monitoring.record import DriftRun
 from monitoring.verdict import Verdict, judge
 from monitoring.windows import By, Window
@@ -44,12 +49,14 @@ def run(
     by: By | Literal["captured-month"] = "night",
     since: date | None = None,
     until: date | None = None,
+    with_pictures: bool = True,
 ) -> DriftRun:
-    """Judge what arrived in one archive and write the report into a folder.
+    """Judge what arrived in one archive and write the report into a folder; `with_pictures` with faces in it.
 
     By default: the only archive of the table, the current model, the table of the settings, a new folder below their
     reports, the mode that was scored last. `until` is the day that is asked about (UTC, by default today): what arrived
-    or was accepted later does not count. `since` leaves out windows before it. Raises UsageError where the archive is
+    or was accepted later does not count. `since` leaves out windows before it. Without `out` the report is also entered
+    in the page of all reports, and what Evidently draws in its workspace. Raises UsageError where the archive is
     not in the table, or several are and none was named; TableError where there is no table or no row of this model and
     mode; ModelError where the model can't be read; OSError where the report can't be written.
     """
@@ -69,19 +76,33 @@ def run(
     seen = instrument.last(canaries.read(table, key.archive), key, told[-1].at if told else None, until)
     measured = error.measure(table, key, model_path, until, told[-1] if told else None)
     before, now = _drawn(table, key, verdict, int(cells["faces"].sum()))
-    fitted = fit.fit(fit.reference(model_path, key.mode), (now if len(now) else before).to_pandas())
+    reference = fit.reference(model_path, key.mode)
+    fitted = fit.fit(reference, (now if len(now) else before).to_pandas())
     parts = pictures.of_what_moved(verdict, before), pictures.of_what_moved(verdict, now)
     why = cause.of_rows(*parts, verdict.drifted) if verdict.moved and not (seen and seen.moved) else None
     moved = tuple(pictures.that_moved(verdict, *parts))
     changed = None if verdict.baseline is None else model_change.since_the_last(table, key, verdict.baseline)
-    out = (out or run_dir(settings.reports, key.archive)).absolute()
-    out.mkdir(parents=True, exist_ok=True)
+    folder = (out or run_dir(settings.reports, key.archive)).absolute()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     verdict = _told(verdict, why, measured, seen, fitted)
-    shown = out / "index.html", out / "drift.json"
+    shown = folder / "index.html", folder / "drift.json"
     found = DriftRun(key, verdict, seen, changed, why, fitted, measured, moved, *shown, left_to_rescore=still.files)
-    report.write(found, before, now)
+    faces = _faces(table, key, moved) if with_pictures else None
+    up = None if out else "../../index.html"
+    project = None if out else project_dir(settings.evidently, key.archive)
+    report.write(found, report.Seen(before, now, reference, faces, up), project)
     write_json(found.json, found.content())
+    if out is None:
+        index.write(settings.reports)
     return found
+
+
+def _faces(table: Path, key: Key, moved: Sequence[Picture]) -> tuple[bytes | None, ...]:
+    try:
+        source = door.at(predictions.archives(table)[key.archive])
+    except AgewatchError:  # what lies there now is no archive; the verdict stands
+        return (None,) * len(moved)
+    return tuple(pictures.faces(moved, source, room_of_one(Settings().memory_gb)))
 
 
 def _judged(
@@ -118,6 +139,7 @@ def _told(
     if seen is not None and seen.moved:
         notes = (verdict.headline, *verdict.notes)
         verdict = replace(verdict, answer="drift", headline=seen.headline, advice=seen.advice, notes=notes)
+        verdict = replace(verdict, since=verdict.since or seen.since)
     return replace(verdict, notes=(*verdict.notes, *fitted.notes))
 
 
@@ -165,6 +187,11 @@ def run_dir(reports_dir: Path, archive: str) -> Path:
 def archive_dir(reports_dir: Path, archive: str) -> Path:
     """The folder of an archive's reports."""
     return reports_dir / name_of(archive)
+
+
+def project_dir(workspace: Path, archive: str) -> Path:
+    """The folder of an archive's project in Evidently's workspace; the name is the project's id."""
+    return workspace / str(uuid5(NAMESPACE_URL, f"agewatch:{archive}"))
 
 
 def _with_error(verdict: Verdict, measured: MeasuredError) -> Verdict:
@@ -238,5 +265,5 @@ def _arrived(table: Path, key: Key, window: Window) -> pa.Table:
 
 
 def _read(table: Path, key: Key, where: ds.Expression) -> pa.Table:
-    columns = (*summaries.COLUMNS, "box_w", "gone_at")
-    return predictions.read(table, key.where & (pc.field("status") == "ok") & where, columns)
+    columns = dict.fromkeys((*summaries.COLUMNS, *summaries.BOX, "content_hash", "gone_at"))
+    return predictions.read(table, key.where & (pc.field("status") == "ok") & where, list(columns))

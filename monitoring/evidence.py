@@ -165,20 +165,36 @@ def _log_sum(logs: Floats) -> Floats:
     return np.asarray(most[..., 0] + np.log(np.exp(logs - most).sum(axis=-1)))
 
 
-def visible(means: Means, spread: float, log_bound: float) -> tuple[float, float, float]:
+def visible(means: Means, spread: float, log_bound: float, since: int = -1) -> tuple[float, float, float]:
     """The smallest changes of a mean that would pass a bound, in the column's unit; infinite where none would.
 
-    By now, had they begun in the last window; by now, had they begun in the first; and after any number of windows.
+    By now, had they begun in window `since`, by default the last; by now, had they begun in the first; and after any
+    number of windows.
     """
     _, p = _centred(means)
     df, seen = scale_df(means), int(np.sum(p[1:] > 0))
     total = p.sum()
-    last, first = p[-1] * (total - p[-1]) / total, p[0] * (total - p[0]) / total
+    after = p[1:][since:].sum()
+    last, first = after * (total - after) / total, p[0] * (total - p[0]) / total
     cases = ((last, seen), (first, seen), (p[0], 100 * NIGHTS))
     last_seen, first_seen, ever = (
         _least(information, df + count, spread**-2, log_bound) for information, count in cases
     )
     return last_seen, first_seen, ever
+
+
+def windows_until(means: Means, spread: float, log_bound: float, wanted: float) -> int | None:
+    """How many more windows like those so far show a lasting change of `wanted`; None where a life of them does not."""
+    _, p = _centred(means)
+    some = p[1:][p[1:] > 0]
+    if not len(some):
+        return None
+    for more in range(1, NIGHTS):
+        total = p.sum() + more * some.mean()
+        information, df = p[0] * (total - p[0]) / total, scale_df(means) + len(some) + more
+        if _least(information, df, spread**-2, log_bound) <= wanted:
+            return more
+    return None
 
 
 def _least(information: float, df: float, tau: float, log_bound: float) -> float:

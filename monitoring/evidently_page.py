@@ -8,15 +8,20 @@ variable, which is set only while Evidently runs.
 import math
 import os
 from contextvars import ContextVar
+from pathlib import Path
+from uuid import UUID
 
 import pandas as pd
 
 os.environ["DO_NOT_TRACK"] = os.environ["ITERATIVE_DO_NOT_TRACK"] = "1"  # before evidently is imported
 
 import evidently
+from evidently.core.report import Snapshot
 from evidently.legacy.calculations.stattests import StatTest, register_stattest
 from evidently.legacy.core import ColumnType
 from evidently.metrics import MedianValue, ValueDrift
+from evidently.sdk.models import ProjectModel
+from evidently.ui.workspace import Workspace
 
 from monitoring.columns import ColumnDrift
 from monitoring.evidence import Floats
@@ -40,8 +45,8 @@ _METHOD = "agewatch_change"
 register_stattest(StatTest(_METHOD, "change of the mean", [ColumnType.Numerical]), _as_judged)
 
 
-def page(verdict: Verdict, before: dict[str, Floats], now: dict[str, Floats]) -> str:
-    """Draw the measures of both sides as Evidently does, with the verdict's own word on each, as one HTML page."""
+def draw(verdict: Verdict, before: dict[str, Floats], now: dict[str, Floats]) -> Snapshot:
+    """Draw the measures that both sides have as Evidently does, with the verdict's own word on each."""
     names = [name for name in before if name in now]
     can_tell = verdict.answer != "too_little_data"  # else Evidently would say "drift not detected"
     judged = {
@@ -68,4 +73,21 @@ def page(verdict: Verdict, before: dict[str, Floats], now: dict[str, Floats]) ->
     for result in snapshot.metric_results.values():
         for widget in result.widget or []:
             widget.tabs.reverse()  # the histogram says more than the values in the order of the rows
-    return str(snapshot.get_html_str(as_iframe=False))
+    return snapshot
+
+
+def page(drawn: Snapshot) -> str:
+    """What was drawn as one HTML page that needs no network."""
+    return str(drawn.get_html_str(as_iframe=False))
+
+
+def keep(drawn: Snapshot, project: Path, archive: str) -> None:
+    """Add what was drawn to an archive's project in a workspace of Evidently's, for `evidently ui`; no rows are in it.
+
+    `project` is a folder in the workspace, named by the project's id. Raises OSError where it can't be written.
+    """
+    project.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    held, id_ = Workspace.create(str(project.parent)), UUID(project.name)
+    if not (project / "metadata.json").is_file():
+        held.add_project(ProjectModel(id=id_, name=archive))
+    held.add_run(id_, drawn, include_data=False)

@@ -24,8 +24,6 @@ from agewatch.estimator.model import read_reference
 from agewatch.estimator.spec import Mode
 from monitoring.evidence import Floats
 
-BOX = ("box_w", "box_h")
-"""Columns of the predictions table that are needed beside those that are summed up."""
 OUTSIDE_SHARE = 0.1
 """Where more faces than these lie outside what the reference covers, nothing is said of the error."""
 _OUTSIDE = 0.99
@@ -92,7 +90,7 @@ def reference(model: Path, mode: Mode) -> pd.DataFrame | None:
         rows = pq.ParquetFile(pa.BufferReader(read_reference(model))).read(use_threads=False)
     except (ModelError, pa.ArrowException):
         return None
-    wanted = {"archive", "status", "mode", "age_true", "age", "age_low", "age_high", *_CHIP[:3], *BOX}
+    wanted = {"archive", "status", "mode", "age_true", "age", "age_low", "age_high", *_CHIP[:3], "box_w", "box_h"}
     if not wanted <= set(rows.column_names):
         return None
     frame: pd.DataFrame = rows.to_pandas()

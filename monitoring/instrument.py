@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import takewhile
 
 from agewatch.scoring.canaries import CanaryRun, Record
 from agewatch.scoring.predictions import Key
@@ -15,15 +16,21 @@ LOST_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
-    """The last run's figures, and what they mean."""
+    """The last run's figures, and what they mean; `runs` are all that count, in the order of time."""
 
     run: CanaryRun
+    runs: tuple[CanaryRun, ...] = ()
 
     @property
     def moved(self) -> bool:
         """Whether the instrument gives other answers than it did."""
-        run = self.run
-        return run.spread_years > MOVED_YEARS or run.lost > LOST_SHARE * (run.n + run.lost)
+        return has_moved(self.run)
+
+    @property
+    def since(self) -> date | None:
+        """The day of the first of the runs up to the last that all saw it moved; None where the last did not."""
+        seen = list(takewhile(has_moved, reversed((*self.runs[:-1], self.run))))
+        return seen[-1].at.date() if seen else None
 
     @property
     def headline(self) -> str:
@@ -52,6 +59,11 @@ class Instrument:
         return (f"{self.run.replaced:,} canaries were gone or had changed; others took their place.",)
 
 
+def has_moved(run: CanaryRun) -> bool:
+    """Whether a run gave other answers than the first one."""
+    return run.spread_years > MOVED_YEARS or run.lost > LOST_SHARE * (run.n + run.lost)
+
+
 def last(record: Record, key: Key, accepted: datetime | None, until: date) -> Instrument | None:
     """What the last run up to a day (UTC, included) saw with this model and mode; None where none looked.
 
@@ -59,4 +71,4 @@ def last(record: Record, key: Key, accepted: datetime | None, until: date) -> In
     """
     ours = [run for run in record.runs if (run.model, run.mode) == (key.model, key.mode)]
     runs = [run for run in ours if run.at.date() <= until and (accepted is None or run.at > accepted)]
-    return Instrument(runs[-1]) if runs else None
+    return Instrument(runs[-1], tuple(runs)) if runs else None

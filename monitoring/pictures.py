@@ -1,11 +1,17 @@
 """Faces that moved a verdict most: by what each adds to the change, not by how extreme it is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from agewatch.estimator.faces import Face
+from agewatch.estimator.memory import Room
+from agewatch.scoring import thumbnails
+from agewatch.sources.source import Source
 from monitoring import story, summaries
 from monitoring.columns import ColumnDrift
 from monitoring.evidence import Floats
@@ -13,17 +19,31 @@ from monitoring.verdict import Verdict
 
 MOST = 24
 _BINS = 20
+_SHOWN = ("path", "face", "age", "age_low", "age_high", "content_hash", "face_score", *summaries.BOX)
 _AGES = ("youngest_share", "oldest_share")
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A face that arrived since the drift: its file's path in the archive, its estimated age, and why it is shown."""
+    """A face that arrived since the drift: its file's path in the archive, its estimated age, and why it is shown.
+
+    `low` and `high` are its 90 % interval; `content_hash` and `box` (upright pixels; with the detector's score, None in
+    crop mode) say what of which content it is.
+    """
 
     path: str
     face: int
     age: float
     why: str
+    low: float
+    high: float
+    content_hash: str
+    box: Face
+
+    @property
+    def folder(self) -> str:
+        """The folder that it lies in; empty at the top."""
+        return self.path.rpartition("/")[0]
 
 
 def of_what_moved(verdict: Verdict, rows: pa.Table) -> pa.Table:
@@ -58,13 +78,24 @@ def that_moved(verdict: Verdict, before: pa.Table, now: pa.Table) -> list[Pictur
     moved = np.where(pc.is_null(now["gone_at"]).to_numpy(), moved, 0.0)
     best = np.argsort(-moved, kind="stable")[:MOST]
     best = best[moved[best] > 0]
-    rows = now.take(pa.array(best)).select(["path", "face", "age"]).to_pylist()
+    rows = now.take(pa.array(best)).select(_SHOWN).to_pylist()
     return [
-        Picture(
-            row["path"], row["face"], row["age"], _why(label, float(new[number]), float(new[number] - center), unit)
-        )
+        _picture(row, _why(label, float(new[number]), float(new[number] - center), unit))
         for row, number in zip(rows, best, strict=True)
     ]
+
+
+def faces(shown: Sequence[Picture], source: Source, room: Room) -> list[bytes | None]:
+    """The faces as small JPEGs, read from their archive; None where the file is gone or is another by now."""
+    return [thumbnails.thumbnail(source, one.path, one.content_hash, one.box, room=room) for one in shown]
+
+
+def _picture(row: dict[str, Any], why: str) -> Picture:
+    known = [row[name] or 0.0 for name in summaries.BOX]
+    face = Face((known[0], known[1], known[2], known[3]), row["face_score"])
+    return Picture(
+        row["path"], row["face"], row["age"], why, row["age_low"], row["age_high"], row["content_hash"], face
+    )
 
 
 def _why(label: str, value: float, away: float, unit: str) -> str:

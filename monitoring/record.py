@@ -14,12 +14,11 @@ from monitoring.error import MeasuredError
 from monitoring.fit import Fit
 from monitoring.instrument import Instrument
 from monitoring.model_change import ModelChange
+from monitoring.page import SCHEMA
 from monitoring.pictures import Picture
 from monitoring.verdict import Verdict
 from monitoring.windows import Window
 
-SCHEMA = 2
-"""Of drift.json; raised whenever a key changes its meaning or goes."""
 EXIT_CODES = {"no_drift": 0, "drift": 4, "too_little_data": 5}
 
 
@@ -88,7 +87,7 @@ class DriftRun:
                 "measured_mae": self.error and measured_mae(self.error),
                 "covered": self.fit.covered,
             },
-            "pictures": [asdict(picture) for picture in self.pictures],
+            "pictures": [{"path": p.path, "face": p.face, "age": p.age, "why": p.why} for p in self.pictures],
             "report": str(self.html),
             "json": str(self.json),
             "exit_code": self.exit_code,

@@ -13,6 +13,7 @@ from monitoring.windows import LEAST_FACES, Split
 
 _APART_YEARS = 1.0
 _NAMED = 3
+_MOST_EVIDENCE = 1e12
 Said = tuple[str, str]
 """A headline, and what to do."""
 
@@ -23,7 +24,7 @@ def drift(moved: Sequence[ColumnDrift], parts: Sequence[Segment], since: date) -
     most = next((part for part in parts if part.unit == "years"), None)
     where = f"; most of all {_where(most)} ({signed(most.effect, most.unit)})" if most and moved else ""
     return (
-        f"Drift since {since}: {f'{_moved(moved[0])}{also}{where}' if moved else _part_moved(parts[0])}.",
+        f"Drift since {since}: {f'{shift(moved[0])}{also}{where}' if moved else _part_moved(parts[0])}.",
         "Look at the newest pictures. If the archive is to be so from now on, run `agewatch drift accept`.",
     )
 
@@ -37,15 +38,21 @@ def calm(divided: Split, visible_years: float) -> Said:
     )
 
 
-def too_little(divided: Split, visible_years: float, ever: float, wanted: float, apart: float) -> Said:
-    """Where a change that matters might still be hidden: by now, or for ever. Groups differ by `apart` years (sd)."""
+def too_little(
+    divided: Split, visible_years: float, ever: float, wanted: float, apart: float, more: int | None
+) -> Said:
+    """Where a change that matters might still be hidden: for so many windows more, or for ever.
+
+    Groups differ by `apart` years (sd).
+    """
     headline = f"Too little data: {_faces(divided)} that arrived since {divided.windows[0].first} "
     if math.isfinite(visible_years):
         headline += f"show a change of the mean age only from {visible_years:.1f} years."
     else:
         headline += "can't show a change of the mean age yet."
     if ever <= wanted:
-        return headline, "More nights will tell."
+        enough = f"About {more:,} more nights like these" if more else "More nights"
+        return headline, f"{enough} will show a lasting change of {wanted:g} years."
     least = f"under {ever:.1f} years" if math.isfinite(ever) else "of any size"
     base = divided.baseline
     held = f"{base.n_faces:,} faces in {_groups(divided)}" if base else "no faces"
@@ -57,8 +64,9 @@ def too_little(divided: Split, visible_years: float, ever: float, wanted: float,
     )
 
 
-def no_baseline(faces: int) -> Said:
-    """Where too few faces have arrived in all."""
+def no_baseline(arrived: Sequence[tuple[date, int]]) -> Said:
+    """Where too few faces have arrived in all, given the nights and their faces."""
+    faces = sum(n for _, n in arrived)
     return (
         f"Too little data: {faces:,} of the {FULL:,} faces that make a baseline have arrived.",
         "Until then nothing is judged. To be content with fewer, run `agewatch drift accept`.",
@@ -160,11 +168,32 @@ def signed(value: float, unit: str) -> str:
     return f"{value:+.1f}" if unit in ("years", "doublings") else f"{value:+.2g}"
 
 
+def change(of: ColumnDrift | Segment) -> str:
+    """A change with its interval: `+4.2 (+3.1 to +5.3)`."""
+    low, high = (signed(value, of.unit) for value in (of.low, of.high))
+    return f"{signed(of.effect, of.unit)} ({low} to {high})"
+
+
+def evidence(value: float | None) -> str:
+    """The evidence for a person: `0.02`, `54,000`, `over 1e12`."""
+    if value is None:
+        return "nothing yet"
+    if value > _MOST_EVIDENCE:
+        return f"over {_MOST_EVIDENCE:.0e}".replace("+", "")
+    return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def capital(said: str) -> str:
+    """A text with its first letter in capitals, the others as they are."""
+    return said[:1].upper() + said[1:]
+
+
 def _years(mae: Mean) -> str:
     return f"{mae.value:.1f} years ({mae.low:.1f} to {mae.high:.1f})"
 
 
-def _moved(column: ColumnDrift) -> str:
+def shift(column: ColumnDrift) -> str:
+    """What a column did, in a clause."""
     if column.name == "age":
         way = "older" if column.effect > 0 else "younger"
         low, high = sorted((abs(column.low), abs(column.high)))

@@ -55,6 +55,8 @@ COLUMNS = (
     "age", "age_low", "age_high", "face_score", "brightness", "contrast", "sharpness", "box_h", "camera",
 )  # fmt: skip
 """Columns of the predictions table that are summed up."""
+BOX = ("box_x", "box_y", "box_w", "box_h")
+"""Those of a face's box, of which only the height is summed up."""
 
 
 def read(table: Path, key: Key) -> pd.DataFrame:

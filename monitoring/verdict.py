@@ -11,18 +11,19 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from agewatch.errors import REFUSAL_CODES
 from agewatch.scoring.baseline import Baseline
 from monitoring import columns, segments, story, windows
-from monitoring.columns import BOUND, Column, ColumnDrift
+from monitoring.columns import BOUND, Column, ColumnDrift, Trail
 from monitoring.evidence import Means
-from monitoring.segments import Segment
+from monitoring.segments import Segment, Source
 from monitoring.windows import By, Split, Window
 
 VISIBLE_YEARS = 3.0
 """"No drift" is only said where a lasting change of the mean age by so much would have been seen."""
 _NOTABLE = 100.0
 """A window is notable where its own evidence, which pays for no life, passes this: without change one in 100."""
-
+_AGES = {"age", "youngest_share", "oldest_share"}
 _MOST_LOG = 690.0
 """JSON and people hold no number beyond 1e300; what passes that bound is beyond every other too."""
 
@@ -45,7 +46,10 @@ class Verdict:
 
     `value` is the evidence at the end of the last window, to be held against columns.BOUND. `since`, between
     `since_low` and `since_high`, is the first night of the window in which the drift began. `more_segments` are those
-    that are not described.
+    that are not described. `trail` is of the column that drifted most, else of the mean age. `visible_years` is the
+    lasting change of the mean age that would have been seen by now, infinite where none, and `windows_more` after how
+    many windows more one that matters will be. `arrived` are nights and faces while no baseline is full. `source` is
+    where most of a drift of the ages comes from, and `refused` are the files of each window by reason.
     """
 
     answer: Answer
@@ -62,6 +66,12 @@ class Verdict:
     segments: tuple[Segment, ...] = ()
     more_segments: int = 0
     windows: tuple[WindowEvidence, ...] = ()
+    trail: Trail | None = None
+    visible_years: float | None = None
+    windows_more: int | None = None
+    arrived: tuple[tuple[date, int], ...] = ()
+    source: Source | None = None
+    refused: tuple[tuple[str, tuple[int, ...]], ...] = ()
     months: tuple[WindowEvidence, ...] = ()
 
     @property
@@ -98,7 +108,9 @@ def judge(
     notes = (story.ahead(int(ahead["faces"].sum()), ahead["night"].max().date(), until),) if len(ahead) else ()
     cells = cells[~is_ahead] if len(ahead) else cells
     if baseline is None:
-        return Verdict("too_little_data", *story.no_baseline(int(cells["faces"].sum())), notes)
+        faces = cells.groupby(cells["night"].dt.date)["faces"].sum()
+        arrived = tuple((night, int(n)) for night, n in zip(faces.index, faces, strict=True))
+        return Verdict("too_little_data", *story.no_baseline(arrived), notes, arrived=arrived)
     divided = windows.split(cells, baseline, "night" if by == "captured-month" else by, since)
     if divided.baseline is None or not divided.baseline.n_faces:
         return Verdict("too_little_data", *story.empty_baseline(baseline), notes)
@@ -132,7 +144,12 @@ def _judged(divided: Split, known: Verdict) -> Verdict:
     spans = columns.since(strongest.course) if strongest else None
     parts, more = segments.of_split(divided, spans[1] if spans else len(divided.windows) - 1, bool(spans))
     most = max([math.log(shown.windows[-1].value or 1), *(part.log_evidence + math.log(BOUND) for part in parts)])
-    shown = replace(shown, segments=tuple(parts), more_segments=more, value=math.exp(min(most, _MOST_LOG)))
+    trailed = strongest or next((column for column in judged if column.name == "age"), judged[0])
+    shown = replace(
+        shown, segments=tuple(parts), more_segments=more, value=math.exp(min(most, _MOST_LOG)),
+        trail=columns.trail(trailed), visible_years=columns.visible_ages(divided)[1],
+        refused=_refused(divided),
+    )  # fmt: skip
     moved = [drift for drift in drifts if drift.drifted]
     moved.sort(key=lambda drift: strongest is None or drift.name != strongest.name)
     moved_parts = [part for part in parts if part.drifted]
@@ -141,6 +158,8 @@ def _judged(divided: Split, known: Verdict) -> Verdict:
     low, first, high = (divided.windows[n].first for n in spans or (moved_parts[0].since,) * 3)
     headline, advice = story.drift(moved, moved_parts, first)
     notes = (*shown.notes, *story.places(moved_parts))
+    if spans and _AGES & {drift.name for drift in moved}:
+        shown = replace(shown, source=segments.source(divided, spans[1]))
     shown = replace(shown, answer="drift", headline=headline, advice=advice, notes=notes)
     return replace(shown, since=first, since_low=low, since_high=high)
 
@@ -152,8 +171,10 @@ def _calm(shown: Verdict, divided: Split) -> Verdict:
         headline, advice = story.calm(divided, max(by_now, columns.MATERIAL["age"]))
         return replace(shown, answer="no_drift", headline=headline, advice=advice)
     ages = columns.ages(divided)
-    headline, advice = story.too_little(divided, by_now, ever, VISIBLE_YEARS, 0.0 if ages is None else ages.apart)
-    return replace(shown, headline=headline, advice=advice)
+    more = columns.windows_until(divided, VISIBLE_YEARS) if ever <= VISIBLE_YEARS else None
+    apart = 0.0 if ages is None else ages.apart
+    headline, advice = story.too_little(divided, by_now, ever, VISIBLE_YEARS, apart, more)
+    return replace(shown, headline=headline, advice=advice, windows_more=more)
 
 
 def _windows(divided: Split, judged: list[Column]) -> tuple[WindowEvidence, ...]:
@@ -167,6 +188,13 @@ def _windows(divided: Split, judged: list[Column]) -> tuple[WindowEvidence, ...]
         WindowEvidence(window, _age_effect(ages, number), float(value[number]), bool(is_notable[number]))
         for number, window in enumerate(divided.windows)
     )
+
+
+def _refused(divided: Split) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The reasons for which files were refused after the baseline, each with its files by window."""
+    cells, size = divided.cells[divided.cells["window"] >= 0], len(divided.windows)
+    counts = {code: np.bincount(cells["window"].astype(int), cells[code], size) for code in REFUSAL_CODES}
+    return tuple((code, tuple(int(n) for n in files)) for code, files in counts.items() if files.any())
 
 
 def _age_effect(ages: object, number: int) -> float | None:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ _FLAGS = [
 ]  # fmt: skip
 _START_SECONDS = 120
 _ANSWER_SECONDS = 120
+_PHONE = 500
 
 
 @dataclass
@@ -39,17 +42,23 @@ def open_page(
     Then the script `act` uses the page, until it has saved the file `saved`. Raises TimeoutError where Chromium does
     not start, or the page is not drawn or nothing is saved in time.
     """
+    with opened(profile) as session:
+        if saved is not None:
+            session.allow_saving(saved.parent)
+        page = session.visit(path.absolute().as_uri(), screenshot, drawn)
+        session.act(act, saved)
+        return page
+
+
+@contextmanager
+def opened(profile: Path) -> Iterator["Session"]:
+    """Run Chromium and yield one tab of it. Raises TimeoutError where it does not start."""
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     command = ["chromium", *_FLAGS, *sandbox, f"--user-data-dir={profile}", "about:blank"]
     browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         with connect(_page_address(profile), max_size=None, open_timeout=_ANSWER_SECONDS) as socket:
-            session = _Session(socket)
-            if saved is not None:
-                session.allow_saving(saved.parent)
-            page = session.visit(path.absolute().as_uri(), screenshot, drawn)
-            session.act(act, saved)
-            return page
+            yield Session(socket)
     finally:
         os.killpg(browser.pid, signal.SIGKILL)
         browser.wait()
@@ -67,7 +76,7 @@ def _page_address(profile: Path) -> str:
     raise TimeoutError("Chromium did not start.")
 
 
-class _Session:
+class Session:
     """One tab, spoken to in the Chrome DevTools Protocol."""
 
     def __init__(self, socket: Connection) -> None:
@@ -77,6 +86,7 @@ class _Session:
         self._page = Page("")
 
     def visit(self, address: str, screenshot: Path, drawn: str) -> Page:
+        """Open a page with the network cut off, wait until it is drawn, and take a picture of it."""
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Network", "Runtime", "Log", "Page"):
@@ -85,29 +95,44 @@ class _Session:
         self._call("Network.emulateNetworkConditions", **cut)
         self._call("Page.navigate", url=address)
         deadline = time.monotonic() + _ANSWER_SECONDS
-        while not self._value(f"document.readyState === 'complete' && Boolean({drawn})"):
+        while not self.value(f"document.readyState === 'complete' && Boolean({drawn})"):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"The page was not drawn: {drawn}; problems: {self._page.problems}")
             time.sleep(0.2)
-        picture = self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        screenshot.write_bytes(base64.b64decode(picture))
-        self._page.text = str(self._value("document.body.innerText"))
+        self.shoot(screenshot)
+        self._page.text = str(self.value("document.body.innerText"))
         return self._page
 
+    def shoot(self, screenshot: Path, *, beyond: bool = True) -> None:
+        """Take a picture of the whole page, or of what is seen without scrolling."""
+        picture = self._call("Page.captureScreenshot", captureBeyondViewport=beyond)["data"]
+        screenshot.write_bytes(base64.b64decode(picture))
+
+    def look(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Make the tab so many pixels large, a phone's where it is narrow, and dark or light."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < _PHONE}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+
     def allow_saving(self, folder: Path) -> None:
+        """Let the page save files there."""
         self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     def act(self, script: str, saved: Path | None) -> None:
-        self._value(script)
+        """Run a script, until it has saved a file where one is named."""
+        self.value(script)
         deadline = time.monotonic() + _ANSWER_SECONDS
         while saved is not None and not saved.exists():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"The page saved no {saved.name}; problems: {self._page.problems}")
-            self._value("0")
+            self.value("0")
             time.sleep(0.2)
 
-    def _value(self, script: str) -> Any:
-        return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+    def value(self, script: str) -> Any:
+        """What a script expression, or the promise that it is, comes to on the page."""
+        asked = {"expression": script, "returnByValue": True, "awaitPromise": True}
+        return self._call("Runtime.evaluate", **asked)["result"].get("value")
 
     def _call(self, method: str, **params: Any) -> Any:
         self._next += 1

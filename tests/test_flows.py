@@ -125,16 +125,18 @@ def with_model(rows: pa.Table, model: str) -> pa.Table:
 
 
 def shown_report(api: Api, run_id: str, desk: Path) -> Any:
-    """What drift.json says, beside the page that was written; its link needs `agewatch up`."""
+    """What drift.json says, beside the page that was written; a link to it needs `agewatch up`."""
     artifacts = api.artifacts(run_id)
-    assert "drift-report" not in artifacts
     page = max((desk / ".agewatch" / "reports").glob("*/*/index.html"))
     content = json.loads((page.parent / "drift.json").read_text())
     assert content["report"] == str(page)
-    assert content["headline"] in artifacts["drift-verdict"]
-    assert str(desk) not in artifacts["drift-verdict"]
-    for column in content["columns"]:
-        assert f"| {column['name']} |" in artifacts["drift-verdict"]
+    told = artifacts["drift-verdict"]
+    assert {"drift": "- **Drift**: Faces are", "too_little_data": "- **Too little data**: Can't"}[
+        content["verdict"]
+    ] in told
+    assert [line.split("**")[1] for line in told.splitlines()][1:] == ["Since", "Cause", "Folder", "How sure", "Do now"]
+    assert str(desk) not in told
+    assert not [picture["path"] for picture in content["pictures"] if picture["path"].partition("/")[0] in told]
     assert "<html" in page.read_text()[:1000]
     return content
 

@@ -182,7 +182,7 @@ def test_nights_and_retraining_run_by_their_schedules_and_links_open(desk: Path)
         shown = httpx.post(
             f"http://127.0.0.1:{port}/api/artifacts/filter", json=asked, timeout=60, trust_env=False
         ).json()
-        [link] = [each["data"] for each in shown if each["key"] == "drift-report"]
+        [link] = [each["data"] for each in shown if each["key"] == "drift-verdict"]
         address = re.search(r"\((http://127[^)]*)\)", link)
         assert address, link
         page = httpx.get(address[1], trust_env=False)

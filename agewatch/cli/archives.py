@@ -47,9 +47,12 @@ def remove(context: typer.Context, name: NameArgument, as_json: JsonOption = Fal
     from agewatch.gallery.page import default_folder
     from agewatch.scoring import archives as room
     from agewatch.scoring.predictions import known_name
-    from monitoring.drift import archive_dir
+    from monitoring import index
+    from monitoring.drift import archive_dir, project_dir
 
-    known = known_name(context.obj, name)
-    erased = room.remove(context.obj, name, archive_dir(Settings().reports, known), default_folder(known))
+    settings, known = Settings(), known_name(context.obj, name)
+    reports, project = archive_dir(settings.reports, known), project_dir(settings.evidently, known)
+    erased = room.remove(context.obj, name, reports, project, default_folder(known))
+    index.write(settings.reports)
     told = f"{erased.name} is erased: the rows of {erased.files} files, its reports and its gallery."
     answer(as_json, erased, typer.echo, told)

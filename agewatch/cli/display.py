@@ -122,34 +122,20 @@ def gallery(made: "Gallery") -> None:
 
 
 def drift(found: "DriftRun") -> None:
-    """Print a drift verdict."""
-    from monitoring.story import amount, signed
+    """Print the first screen of a drift report in six lines, and where the report lies."""
+    from monitoring import first_screen
 
-    console, verdict = Console(), found.verdict
-    console.print(f"\n[bold]{escape(verdict.headline)}[/bold]", highlight=False)
-    for line in (verdict.advice, *verdict.notes):
-        if line:
-            console.print(escape(line), highlight=False)
-    rows = [
-        (
-            column.name,
-            signed(column.effect, column.unit),
-            amount(column.threshold, column.unit),
-            column.unit,
-            _YES_NO[column.drifted],
-        )
-        for column in verdict.columns
-    ]
-    if rows:
-        _table(console, ("column", "moved by", "said from", "unit", "drifted"), rows, text=5)
-    if found.model_change is not None:
-        change = found.model_change
-        console.print(
-            f"Against {change.old} the model gives the same {change.n_faces:,} faces {change.years:+.2f} years"
-            f" ({change.low:+.2f} to {change.high:+.2f}).",
-            highlight=False,
-        )
+    console = _wide()
+    grid = Table(box=None, pad_edge=False, show_header=False)
+    for label, line in first_screen.of_run(found).lines():
+        grid.add_row(f"[bold]{escape(label)}[/bold]", escape(_printable(line)))
+    console.print(grid)
     console.print(f"Report: {escape(str(found.html))}", soft_wrap=True)
+
+
+def _printable(said: str) -> str:
+    """A text with what no terminal should get from a file's name: control and direction characters as escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in said)
 
 
 def labels(archive: str, found: "MeasuredError | None") -> None:

@@ -28,7 +28,8 @@ def drift(
     ] = "night",
     since: Annotated[datetime | None, typer.Option(formats=_DAYS, help="Leave out windows before this day.")] = None,
     until: Annotated[datetime | None, typer.Option(formats=_DAYS, help="Judge as on this day; default: today.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for index.html and drift.json.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the report and drift.json.")] = None,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Leave the faces out of the report.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare what arrived in an archive with what was accepted before, and say whether it drifted."""
@@ -40,7 +41,10 @@ def drift(
         if as_json:
             raise UsageError(f"--json stands behind `{context.invoked_subcommand}`.")
         return
-    found = run(archive, model=model, predictions_dir=predictions, out=out, by=by, since=_day(since), until=_day(until))
+    found = run(
+        archive, model=model, predictions_dir=predictions, out=out, by=by, since=_day(since), until=_day(until),
+        with_pictures=not no_pictures,
+    )  # fmt: skip
     answer(as_json, found.content(), display.drift, found)
     raise typer.Exit(found.exit_code)
 

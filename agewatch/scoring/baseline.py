@@ -79,7 +79,7 @@ def accept(table: Path, archive: str, first: date, until: date) -> Accepted:
         except CommitFailedError:
             time.sleep(random.uniform(0, min(1.0, 0.05 * 2**tries)))
         except (DeltaError, OSError) as error:
-            raise TableError(f"The table {table} can't be written: {plain(error)}.") from error
+            raise TableError(f"The table {predictions.shown(table)} can't be written: {plain(error)}.") from error
         else:
             return said
     raise TableError(f"The table {table} stayed busy: {_ATTEMPTS} commits were refused.")

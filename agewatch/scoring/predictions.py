@@ -187,6 +187,11 @@ def is_remote(folder: Path) -> bool:
     return url_of(folder) is not None
 
 
+def shown(folder: Path) -> str:
+    """A table as sentences name it."""
+    return url_of(folder) or str(folder)
+
+
 def place(folder: Path) -> str:
     """A table's absolute path or URL as delta-rs and Arrow take it. Raises UsageError where delta-rs can't."""
     if (url := url_of(folder)) is not None:
@@ -213,9 +218,9 @@ def open_table(folder: Path) -> DeltaTable:
     try:
         table = DeltaTable(place(folder), storage_options=storage_options(folder))
     except TableNotFoundError as error:
-        raise TableError(f"There is no predictions table at {folder}: run `agewatch score` first.") from error
+        raise TableError(f"There is no predictions table at {shown(folder)}: run `agewatch score` first.") from error
     except (DeltaError, OSError) as error:
-        raise TableError(f"The predictions table {folder} can't be opened: {plain(error)}.") from error
+        raise TableError(f"The predictions table {shown(folder)} can't be opened: {plain(error)}.") from error
     require_columns(table, folder)
     return table
 
@@ -223,7 +228,9 @@ def open_table(folder: Path) -> DeltaTable:
 def require_columns(table: DeltaTable, folder: Path) -> None:
     """Raise TableError where a table lacks what even the oldest predictions table has."""
     if missing := [name for name in lacking(table) if name not in SCHEMA.names[-ADDED:]]:
-        raise TableError(f"The table {folder} holds other things than predictions: it lacks {', '.join(missing)}.")
+        raise TableError(
+            f"The table {shown(folder)} holds other things than predictions: it lacks {', '.join(missing)}."
+        )
 
 
 def may_write(folder: Path) -> bool:

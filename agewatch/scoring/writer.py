@@ -39,6 +39,7 @@ from agewatch.scoring.predictions import (
     read_table,
     require_columns,
     require_writable,
+    shown,
     storage_options,
 )
 from agewatch.sources import door
@@ -167,8 +168,8 @@ class Writer:
                 self._table.update_incremental()
                 self._others_wrote = True  # from here on `stored` may lack what they wrote
             except (DeltaError, OSError) as error:
-                raise TableError(f"The table {self._folder} can't be written: {plain(error)}.") from error
-        raise TableError(f"The table {self._folder} stayed busy: {_MAX_ATTEMPTS} commits were refused.")
+                raise TableError(f"The table {shown(self._folder)} can't be written: {plain(error)}.") from error
+        raise TableError(f"The table {shown(self._folder)} stayed busy: {_MAX_ATTEMPTS} commits were refused.")
 
     def holder(self, content_hash: str, *, rather: str) -> str | None:
         """Return the path of a stored file with this content, `rather` where it is one, None where there is none."""
@@ -298,8 +299,8 @@ class Writer:
             except CommitFailedError:
                 time.sleep(random.uniform(0, 0.2))
             except (DeltaError, OSError) as error:
-                raise TableError(f"The table {self._folder} can't be opened: {plain(error)}.") from error
-        raise TableError(f"The table {self._folder} stayed busy.")
+                raise TableError(f"The table {shown(self._folder)} can't be opened: {plain(error)}.") from error
+        raise TableError(f"The table {shown(self._folder)} stayed busy.")
 
 
 def summarise(batches: Iterable[pa.RecordBatch]) -> dict[str, Stored]:

@@ -60,12 +60,14 @@ def open_store(url: str) -> Any:
 
 
 def aws_options() -> dict[str, str]:
-    """What the libraries don't find by themselves: keys of a profile, and leave to use an endpoint that is plain HTTP.
+    """What the libraries don't all find by themselves: a profile's keys, region, and an endpoint, also of plain HTTP.
 
     A role that must be assumed, or a single sign-on, is for `aws configure export-credentials --format env`.
     """
     named = os.environ.get("AWS_PROFILE")
-    options = {} if "AWS_ACCESS_KEY_ID" in os.environ and named is None else _of_profile(named or "default")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    options = {"aws_region": region}  # said, as delta-rs asks the network for it else
+    options |= {} if "AWS_ACCESS_KEY_ID" in os.environ and named is None else _of_profile(named or "default")
     if told := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         options["aws_endpoint"] = told
     if options.get("aws_endpoint", "").startswith("http://"):

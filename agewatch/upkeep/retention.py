@@ -28,8 +28,9 @@ from agewatch.upkeep.restore import STAGE
 from agewatch.upkeep.training_runs import clear_runs
 
 REPORTS = 90
-"""Reports of an archive that are kept whole: a quarter of nights, some 5 MB each. Older ones stay only where a drift
-began, as that is what one comes back to, or where a person put a file named `keep` beside them."""
+"""Reports of an archive that are kept whole: a quarter of nights, some 4 MB each, and 0.2 MB of each in Evidently's
+workspace. Older ones stay only where a drift began, as that is what one comes back to, or where a person put a file
+named `keep` beside them."""
 HISTORY = timedelta(days=30)
 """Rows that were replaced are readable so long, as is the table's log: Delta's own default for the log. Whoever has an
 older version open goes on for as long."""
@@ -85,7 +86,7 @@ def tidy(settings: Settings, now: datetime) -> Tidied:
     except TableError:
         return tidied
     parts: dict[str, tuple[str, Callable[[], Cleared]]] = {
-        "reports": ("reports", lambda: _reports(settings.reports)),
+        "reports": ("reports", lambda: _reports(settings.reports, settings.evidently)),
         "versions": ("versions of the table", lambda: _versions(settings.predictions, now)),
         "training": ("training runs", lambda: clear_runs(settings.home / "train", settings.model_store, now)),
         "caches": ("caches", lambda: _caches(settings, now)),
@@ -104,8 +105,11 @@ def tidy(settings: Settings, now: datetime) -> Tidied:
     return tidied
 
 
-def _reports(folder: Path) -> Cleared:
-    """Delete reports beyond the newest REPORTS of each archive but those in which a drift began."""
+def _reports(folder: Path, workspace: Path) -> Cleared:
+    """Delete reports beyond the newest REPORTS of each archive but those in which a drift began.
+
+    Of Evidently's snapshots of an archive as many stay; they are named by UUIDs of version 7, which sort by time.
+    """
     cleared = Cleared()
     for archive in folders(folder):
         cleared.left(archive)
@@ -119,6 +123,9 @@ def _reports(folder: Path) -> Cleared:
         for run in runs[:-REPORTS]:
             if not (run / KEEP).exists():
                 cleared.folder(run)
+    for project in folders(workspace):
+        for snapshot in sorted((project / "snapshots").glob("*.json"))[:-REPORTS]:
+            cleared.file(snapshot)
     return cleared
 
 

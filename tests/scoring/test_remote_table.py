@@ -47,7 +47,8 @@ def kill_two_of_four(table: Path, first: int, draw: random.Random) -> int:
     ]
     for writer in running:
         assert writer.stdout is not None
-        assert writer.stdout.readline() == "open\n"
+        assert writer.stderr is not None
+        assert writer.stdout.readline() == "open\n", writer.stderr.read()
     for writer in running:
         assert writer.stdin is not None
         writer.stdin.write("\n")

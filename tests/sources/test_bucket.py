@@ -132,7 +132,7 @@ def test_a_profile_of_aws_gives_keys_region_and_endpoint(tmp_path: Path, monkeyp
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    assert aws_options() == {}
+    assert aws_options() == {"aws_region": "us-east-1"}
     (tmp_path / "config").write_text("[profile lab]\nregion = eu-north-1\nendpoint_url = http://minio:9000\n")
     (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = a%b\naws_secret_access_key = c\n[default]\n")
     monkeypatch.setenv("AWS_PROFILE", "lab")

@@ -1,0 +1,262 @@
+"""What a person reads first of a drift run: the same few lines on the page, on the terminal and on Prefect's page."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agewatch.scoring.baseline import FULL
+from monitoring import story
+from monitoring.columns import BOUND, MATERIAL
+from monitoring.page import WORDS
+from monitoring.record import DriftRun
+from monitoring.segments import Segment
+from monitoring.verdict import VISIBLE_YEARS, Verdict
+
+_LEADS = {
+    "people": "The people, not the camera: ages moved, picture quality did not.",
+    "camera": "The camera, or how the pictures were made; not the people.",
+    "mixed": "Both: other people, and another camera or way of making the pictures.",
+    "unclear": "Not clear: the people or the camera.",
+    "instrument": "The instrument, which is this machine or its programs; neither camera nor people.",
+}
+_VERY = 100.0
+"""Evidence so many times the bound is called very sure."""
+_MOSTLY = 0.5
+"""A folder that makes so much of a change is where it comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An answer to one question. `name` is a folder's, between `text` and `rest`: it stays on this machine."""
+
+    label: str
+    text: str
+    name: str = ""
+    rest: str = ""
+
+    def __str__(self) -> str:
+        """The answer in one line."""
+        return f"{self.text}{self.name}{self.rest}"
+
+    @property
+    def without_name(self) -> str:
+        """The answer as it may leave the machine."""
+        return f"{self.text}{'one folder' if self.name else ''}{self.rest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """Something to do now, with the command for it, or the place on the page, if there is one."""
+
+    text: str
+    command: str = ""
+    place: str = ""
+
+    def __str__(self) -> str:
+        """The deed in one line."""
+        return f"{self.text}: `{self.command}`" if self.command else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class FirstScreen:
+    """The verdict in a word and in a sentence, answers to the questions that it raises, and what to do."""
+
+    word: str
+    title: str
+    rows: tuple[Row, ...]
+    deeds: tuple[Deed, ...]
+
+    def lines(self, *, with_names: bool = True) -> list[tuple[str, str]]:
+        """Six labels and lines, without the names of folders where they leave the machine."""
+        answers = {row.label: str(row) if with_names else row.without_name for row in self.rows}
+        age = answers.pop("Mean age")
+        first = f"{self.title} Mean age: {age[:1].lower()}{age[1:]}"
+        return [(self.word, first), *answers.items(), ("Do now", ". ".join(map(str, self.deeds)) + ".")]
+
+
+def of_run(found: DriftRun) -> FirstScreen:
+    """The first screen of a run."""
+    verdict = found.verdict
+    rows = (
+        Row("Mean age", story.capital(_age(found))),
+        Row("Since", _since(found)),
+        Row("Cause", _cause(found)),
+        _where(found),
+        Row("How sure", _sure(found)),
+    )
+    return FirstScreen(WORDS[verdict.answer], _title(found), rows, tuple(_deeds(found)))
+
+
+def _title(found: DriftRun) -> str:
+    """What moved, in a sentence; how far in which interval, and since when, is told by the rows."""
+    verdict = found.verdict
+    if found.cause == "instrument" and found.instrument is not None:
+        return f"The same pictures as before are estimated {_way(found.instrument.run.moved_years)}."
+    moved = [column for column in verdict.columns if column.drifted]
+    if verdict.answer == "too_little_data" and verdict.visible_years is not None:
+        years = verdict.visible_years
+        least = f"only one of {years:.1f} years or more" if math.isfinite(years) else "none"
+        return f"Can't tell yet whether ages change: {least} would have been seen."
+    if verdict.arrived:
+        return (
+            f"Can't tell yet: {sum(n for _, n in verdict.arrived):,} of the {FULL:,} faces that it takes have arrived."
+        )
+    if verdict.answer != "drift" or not verdict.moved or not moved:
+        said = verdict.headline.partition(": ")[2] if verdict.answer != "no_drift" else verdict.headline
+        return story.capital(said)
+    first = verdict.trail.name if verdict.trail is not None else ""
+    moved.sort(key=lambda column: (column.name != "age", column.name != first))
+    also = f", and {len(moved) - 1:,} other {'measures' if moved[2:] else 'measure'} moved" if moved[1:] else ""
+    most = moved[0]
+    said = f"faces are estimated {_way(most.effect)} than those accepted" if most.name == "age" else story.shift(most)
+    return f"{story.capital(said)}{also}."
+
+
+def _age(found: DriftRun) -> str:
+    """By how many years, and which way."""
+    verdict = found.verdict
+    if found.cause == "instrument" and found.instrument is not None:
+        run = found.instrument.run
+        return f"{_way(run.moved_years)} for the same {run.n:,} pictures, each by {run.spread_years:.1f} years."
+    age = next((column for column in verdict.columns if column.name == "age"), None)
+    if age is None:
+        return "nothing can be compared yet."
+    moved = f"{_way(age.effect)} than accepted ({age.low:+.1f} to {age.high:+.1f})"
+    if age.drifted:
+        return f"{moved}."
+    part = _most(verdict.segments)
+    if part is not None and part.drifted and not verdict.drifted:
+        by = f"{_way(part.effect)} in one folder ({part.low:+.1f} to {part.high:+.1f})"
+        return f"{by}; the archive as a whole hardly moved."
+    now = "" if verdict.answer == "drift" else " in the last night"
+    return f"no change seen: {age.effect:+.1f} years{now} ({age.low:+.1f} to {age.high:+.1f}), within chance."
+
+
+def _way(years: float) -> str:
+    return f"{abs(years):.1f} years {'older' if years > 0 else 'younger'}"
+
+
+def _since(found: DriftRun) -> str:
+    verdict = found.verdict
+    if verdict.answer == "drift" and verdict.since is not None:
+        low, high = verdict.since_low or verdict.since, verdict.since_high or verdict.since
+        return f"{verdict.since}{f', most likely between {low} and {high}' if low < high else ''}."
+    if verdict.arrived:
+        nights = len(verdict.arrived)
+        return f"Judging has not begun; {'the first night has' if nights == 1 else f'{nights:,} nights have'} arrived."
+    if not verdict.windows:
+        return "Nothing has been judged yet."
+    n, first = len(verdict.windows), verdict.windows[0].window.first
+    nothing = "Nothing moved" if verdict.answer == "no_drift" else "Nothing seen"
+    return f"{nothing} since {first}, over {n:,} {'nights' if n > 1 else 'night'}."
+
+
+def _cause(found: DriftRun) -> str:
+    seen = found.instrument
+    steady = f" This machine is steady: {seen.run.n:,} older pictures are estimated as before." if seen else ""
+    if found.cause is None:
+        if found.verdict.answer == "drift":
+            return f"The model errs more, by your labels.{steady}"
+        return f"None to look for.{steady}"
+    lead = _LEADS[found.cause]
+    if found.cause == "mixed" and found.why is not None and found.why.people is not None:
+        return f"{lead} Other people make {found.why.people.value:+.1f} years of it."
+    return f"{lead}{'' if found.cause == 'instrument' else steady}"
+
+
+def _where(found: DriftRun) -> Row:
+    """The folder that moved most."""
+    label, verdict = "Folder", found.verdict
+    if found.cause == "instrument":
+        return Row(label, "None more than others: all pictures are estimated otherwise.")
+    drifted = [part for part in verdict.segments if part.name == "folder" and part.drifted]
+    source = verdict.source
+    if source is not None and source.part >= _MOSTLY:
+        old, than = ("a new folder", "those") if source.is_new else ("a known folder", "its own")
+        by = f"{source.n_faces:,} faces, {_way(source.effect)} than {than} accepted"
+        return Row(label, "Most of it comes from ", source.folder, f", {old}: {by}.")
+    part = _most(verdict.segments)
+    if part is None:
+        return Row(label, "None can be told apart.")
+    by = f": {_way(part.effect)} ({part.low:+.1f} to {part.high:+.1f})"
+    if drifted:
+        others = f"; {len(drifted) - 1:,} others moved too" if drifted[1:] else ""
+        return Row(label, "Most in ", part.value, f"{by}{others}.")
+    if source is not None:
+        return Row(label, "In no single one; most comes from ", source.folder, f", {source.part:.0%} of it.")
+    if verdict.answer == "drift":
+        return Row(label, "No folder's ages moved; furthest, within chance, ", part.value, f"{by}.")
+    return Row(label, "None moved; furthest, within chance, ", part.value, f"{by}.")
+
+
+def _most(parts: Sequence[Segment]) -> Segment | None:
+    """The folder that moved most: of those that drifted, else of all, the surest first."""
+    folders = [part for part in parts if part.name == "folder" and math.isfinite(part.effect)]
+    drifted = [part for part in folders if part.drifted]
+    return max(drifted, key=lambda part: abs(part.effect)) if drifted else next(iter(folders), None)
+
+
+def _sure(found: DriftRun) -> str:
+    verdict = found.verdict
+    if found.cause == "instrument":
+        return "Certain: the same pictures were estimated twice, so that chance has no part in it."
+    if verdict.answer == "drift" and verdict.moved:
+        level = "Very sure" if (verdict.value or 0) > _VERY * BOUND else "Sure"
+        return (
+            f"{level}: the evidence is {story.evidence(verdict.value)}, and drift is said from {BOUND:.0f} on, which by"
+            " chance at most 1 archive in 20 reaches within 1,000 nights."
+        )
+    if verdict.answer == "drift":
+        return "Sure: in 150 labelled weeks without a rise, the chance of saying so is at most 5 %."
+    if verdict.visible_years is None or not math.isfinite(verdict.visible_years):
+        return "Nothing can be said yet: no change would have been seen."
+    seen = max(verdict.visible_years, MATERIAL["age"])
+    if verdict.answer == "no_drift":
+        return f"Sure to within {seen:.1f} years: a lasting change of the mean age by more would have been seen."
+    return f"Not enough to say: a change under {seen:.1f} years would not have been seen; {VISIBLE_YEARS:g} are wanted."
+
+
+def _deeds(found: DriftRun) -> list[Deed]:
+    """What to do now, the first thing first."""
+    verdict, name = found.verdict, shlex.quote(found.key.archive)
+    accept = f"agewatch drift accept --archive {name}"
+    if found.cause == "instrument" and found.instrument is not None:
+        ran = f"it ran {found.instrument.run.engine}"
+        what = f"Find what changed on this machine ({ran}): library, processor, precision"
+        return [Deed(what, "agewatch doctor"), Deed("If it is to stay so", accept)]
+    if verdict.answer == "drift":
+        return [*_of_drift(found, name), Deed("If it is to be so from now on", accept)]
+    if verdict.arrived:
+        return [_until_full(verdict), Deed("To be content with fewer", accept)]
+    if verdict.answer == "no_drift":
+        return [Deed("Nothing; the next night is judged by itself")]
+    if verdict.windows_more is not None:
+        more = verdict.windows_more
+        return [Deed(f"Nothing; about {more:,} more {'nights' if more > 1 else 'night'} like these will be enough")]
+    return [Deed(verdict.advice.rstrip(".") or "Nothing; wait for the next nights")]
+
+
+def _of_drift(found: DriftRun, name: str) -> list[Deed]:
+    rose = found.error is not None and found.error.since is not None
+    look = Deed("Look at the pictures that moved it most", place="pictures")
+    look = look if found.pictures else Deed("Look at the newest pictures")
+    labels = Deed(
+        "Are the ages still right? Give 20 labels",
+        f"agewatch labels ask --archive {name} -n 20 --out ages",
+    )
+    if rose:
+        return [look, Deed("The error rose: train on your labels", f"agewatch train labels:{name} --out run")]
+    return [look, labels]
+
+
+def _until_full(verdict: Verdict) -> Deed:
+    faces, nights = sum(n for _, n in verdict.arrived), len(verdict.arrived)
+    left = max(FULL - faces, 0)
+    if not faces:
+        return Deed(f"Nothing; {left:,} more faces are needed")
+    more = math.ceil(left * nights / faces)
+    like = "this one" if nights == 1 else "these"
+    return Deed(
+        f"Nothing; {left:,} more faces are needed, about {more:,} {'nights' if more > 1 else 'night'} like {like}"
+    )
