@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from agewatch import api
-from agewatch.cli.options import ModelOption, PrecisionOption, WorkersOption
+from agewatch.cli.options import ModelOption, PrecisionOption, TrustOption, WorkersOption, trusted
 
 app = typer.Typer()
 
@@ -26,6 +26,7 @@ def serve(
     precision: PrecisionOption = "auto",
     log_format: Annotated[Literal["text", "json"], typer.Option(help="Of the log, a line a request.")] = "text",
     open_metrics: Annotated[bool, typer.Option("--open-metrics", help="/metrics needs no token.")] = False,
+    trust_code: TrustOption = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print what would be served, and end.")] = False,
 ) -> None:
     """Serve the model over REST with TorchServe, with a token, until Ctrl-C or SIGTERM."""
@@ -43,7 +44,7 @@ def serve(
         typer.echo(json.dumps(asdict(wanted) | {"limits": limits()}, indent=1, default=str))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what is under way is answered meanwhile
-    typer.echo(f"Starting TorchServe with {api.model_file(model)} ...")
+    typer.echo(f"Starting TorchServe with {trusted(api.model_file(model), trust_code)} ...")
     with running(wanted) as served:
         typer.echo(
             f"{'address':<12}{served.url}\n{'model':<12}{served.model}\n{'token':<12}{served.key_file}\n"

@@ -1,7 +1,6 @@
 """Three drawn faces with a model's own answers: what a server of it must answer, and nobody's pictures."""
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from http import HTTPStatus
@@ -17,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from agewatch.errors import ModelError
 from agewatch.estimator.engine import open_engine
 from agewatch.estimator.faces import YuNet, look
+from agewatch.estimator.mar import opened, read
 from agewatch.estimator.model import AgeModel
 from agewatch.files import now, write_json
 
@@ -88,11 +88,8 @@ Ask = Callable[[bytes], tuple[int, Mapping[str, Any]]]
 
 def is_in(mar: Path) -> bool:
     """Whether a model file carries pictures. Raises ModelError where it can't be read."""
-    try:
-        with zipfile.ZipFile(mar) as archive:
-            return f"{FOLDER}/{ANSWERS}" in archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ModelError(f"The model {mar} can't be read: {error}.") from error
+    with opened(mar) as archive:
+        return f"{FOLDER}/{ANSWERS}" in archive.namelist()
 
 
 def check(mar: Path, ask: Ask, precision: Served = "f32") -> Smoke:
@@ -149,10 +146,9 @@ def of(store: Path, model: str) -> Smoke | None:
 
 def _held(mar: Path) -> tuple[dict[str, bytes], dict[str, list[dict[str, Any]]]]:
     try:
-        with zipfile.ZipFile(mar) as archive:
-            answers = json.loads(archive.read(f"{FOLDER}/{ANSWERS}"))
-            return {name: archive.read(f"{FOLDER}/{name}") for name in answers}, answers
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        answers = json.loads(read(mar, f"{FOLDER}/{ANSWERS}"))
+        return {name: read(mar, f"{FOLDER}/{name}") for name in answers}, answers
+    except (ModelError, ValueError) as error:
         raise ModelError(f"{mar} holds no pictures for a smoke test: {error}.") from error
 
 

@@ -108,7 +108,7 @@ class Backends:
     async def _started(self, mar: Path) -> Ages:
         """A TorchServe with a model, which answered as its file says. Raises ServeError, ModelError."""
         self._starts += 1
-        backend = TorchServe(mar, self._how, self._scratch / str(self._starts), self._logs)
+        backend = TorchServe(mar, self._how, self._scratch / str(self._starts), self._logs, self._source.store)
         try:
             await backend.start()
             ages = Ages(backend, self._how.workers)
@@ -179,18 +179,18 @@ class Source:
     """Which file is served: one that was named, or the current one of a store, whatever that is by and by."""
 
     def __init__(self, named: Path | None, model_store: Path) -> None:
-        self._named, self._store = named, model_store
+        self._named, self.store = named, model_store
         self._seen: object = None
 
     def file(self) -> Path:
         """The file. Raises AgewatchError where it is missing or is not the one that was promoted."""
-        return store.resolve(self._named, self._store)
+        return store.resolve(self._named, self.store)
 
     def changed(self) -> bool:
         """Whether another model was made current since this was asked before."""
         before, self._seen = self._seen, None
         if self._named is None:
             with suppress(OSError):
-                told = (self._store / store.POINTER_FILE).stat()
+                told = (self.store / store.POINTER_FILE).stat()
                 self._seen = told.st_mtime_ns, told.st_ino
         return self._seen != before

@@ -28,6 +28,7 @@ from agewatch.estimator.engine import Precision
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.processes import LOOPBACK, end_with_parent, free_ports, leave_network, stop_group
+from agewatch.release import trust
 
 MODEL_NAME = "agewatch"
 START_SECONDS = 120.0
@@ -50,11 +51,17 @@ class How:
 
 
 class TorchServe:
-    """One model on a TorchServe; `scratch` is a new folder with a short path, as its sockets' names are bounded."""
+    """One model on a TorchServe; `scratch` is a new folder with a short path, as its sockets' names are bounded.
 
-    def __init__(self, mar: Path, how: How, scratch: Path, logs: Path) -> None:
+    `records` is the model store that says whose code may run.
+    """
+
+    def __init__(self, mar: Path, how: How, scratch: Path, logs: Path, records: Path) -> None:
         self.model = AgeModel.load(mar)
         self.mar, self.scratch, self._how, self._logs = mar, scratch, how, logs
+        self._records = records
+        self.engine: str | None = None
+        """What runs the network, as the engine column of the predictions table has it; known once it answers."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @cached_property
@@ -73,7 +80,10 @@ class TorchServe:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Start it and wait until it has estimated a chip. Raises ServeError, ModelError where the .mar is too old."""
+        """Start it and wait until it has estimated a chip.
+
+        Raises ServeError, ModelError where the .mar is too old, or its code may not run (`trust`).
+        """
         shutil.rmtree(self.scratch, ignore_errors=True)
         try:
             self._launch(self._configure())
@@ -115,14 +125,17 @@ class TorchServe:
                 raise ServeError(f"TorchServe could not load the model; see {self._logs / 'model_log.log'}.")
             with suppress(httpx.TransportError, OSError, ValueError):
                 self._token = json.loads((self.scratch / "key_file.json").read_bytes())["inference"]["key"]
-                status = (await self.ask("predictions", chip, ["crop"])).status_code
+                response = await self.ask("predictions", chip, ["crop"])
+                status, self.engine = response.status_code, answer_of(response).get("engine")
             if status in (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY):
                 raise ModelError(f"{self.mar} was packaged by an older agewatch: package it again.")
 
     def _configure(self) -> Path:
         store = self.scratch / "store"  # a copy: what is served does not change when the user's store does
         store.mkdir(mode=0o700, parents=True)
-        shutil.copyfile(self.mar, store / f"{MODEL_NAME}.mar")
+        copy = store / f"{MODEL_NAME}.mar"
+        shutil.copyfile(self.mar, copy)
+        trust.require(self._records, self.mar, copy)
         grpc_inference, grpc_management = free_ports(2)
         size = self.model.spec.cut.size
         lines = {
