@@ -11,10 +11,13 @@ from typing import Any
 
 import httpx
 
+from agewatch.errors import UsageError
+from agewatch.estimator.explain import NO_FACE, place
+from agewatch.estimator.faces import Face
 from agewatch.estimator.spec import Mode
 from agewatch.serving.looking import Lookers
 from agewatch.serving.metrics import DECODE, DETECT, FACES, FORWARD, QUEUE
-from agewatch.serving.refusal import Refusal, unavailable
+from agewatch.serving.refusal import Refusal, unavailable, usage
 from agewatch.serving.torchserve import CHIPS_AT_ONCE, TorchServe, answer_of
 
 AWAY_SECONDS = 20.0
@@ -145,25 +148,30 @@ async def answer(lookers: Lookers, ages: Ages, picture: bytes, mode: Mode) -> di
     found = await ages.of(seen.chips, [mode] * len(seen.faces)) if seen.faces else []
     FACES.inc(len(found))
     faces = [face | age for face, age in zip(seen.faces, found, strict=True)]
-    return {"model": ages.backend.model.id, "mode": mode, "width": seen.width, "height": seen.height, "faces": faces}
+    return _told(ages, mode) | seen.content | {"faces": faces}
 
 
 async def explanation(
-    lookers: Lookers, ages: Ages, picture: bytes, mode: Mode, accept: str
-) -> tuple[bytes | str, str | None]:
-    """What TorchServe says about where each face's age was seen: a body and its content type. Raises as `answer`."""
-    seen = await lookers.look(picture, mode, ages.backend.model.spec.cut)
-    told = {"model": ages.backend.model.id, "mode": mode, "width": seen.width, "height": seen.height}
+    lookers: Lookers, ages: Ages, picture: bytes, mode: Mode, face: int, accept: str
+) -> tuple[bytes, str]:
+    """Why one face of a picture has its age: a body and its content type. Raises as `answer`."""
+    cut = ages.backend.model.spec.cut
+    seen = await lookers.look(picture, mode, cut)
     if not seen.faces:
-        return json.dumps(told | {"faces": []}), _JSON
+        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "no_face", NO_FACE)
+    try:
+        which = place([Face(tuple(found["box"]), found["score"]) for found in seen.faces], face, cut)
+    except UsageError as error:
+        raise usage(str(error)) from error
     size = len(seen.chips) // len(seen.faces)
-    faces = seen.faces[:CHIPS_AT_ONCE]
-    response = await ages.asked("explanations", seen.chips[: size * len(faces)], [mode] * len(faces), accept)
-    kind = response.headers.get("content-type", _JSON)
+    response = await ages.asked("explanations", seen.chips[face * size : (face + 1) * size], [mode], accept)
     if response.status_code != HTTPStatus.OK:
-        error = answer_of(response).get("error", {})
-        raise Refusal(response.status_code, error.get("code", "failed"), error.get("message", "It can't be explained."))
-    if not kind.startswith(_JSON):
+        raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "failed", "The face could not be explained.")
+    if (kind := response.headers.get("content-type", _JSON)) != _JSON:
         return response.content, kind
-    maps = answer_of(response)["maps"]
-    return json.dumps(told | {"faces": [face | {"map": map} for face, map in zip(faces, maps, strict=True)]}), _JSON
+    told = _told(ages, mode) | {"width": seen.content["width"], "height": seen.content["height"]}
+    return json.dumps(told | which | answer_of(response)).encode(), _JSON
+
+
+def _told(ages: Ages, mode: Mode) -> dict[str, Any]:
+    return {"model": ages.backend.model.id, "mode": mode, "engine": ages.backend.engine}

@@ -19,10 +19,19 @@ _MOST_FIELDS = 16
 
 def modes_told(request: Request) -> list[str]:
     """How the header `Faces` and the query say that faces are taken. Raises Refusal for a query of anything else."""
+    known = ("faces", "face") if request.url.path.startswith("/explanations/") else ("faces",)
     for name in request.query_params:
-        if name != "faces":
+        if name not in known:
             raise usage(f"The query {name!r} is not known; faces is, with detect or crop.")
     return [*request.query_params.getlist("faces"), *request.headers.getlist("faces")]
+
+
+def face_told(request: Request) -> int:
+    """Which face the query `face` asks about, by its number; 0, the largest, where it says nothing. Raises Refusal."""
+    told = request.query_params.get("face", "0")
+    if not (told.isascii() and told.isdecimal() and len(told) < 5):
+        raise usage(f"face is the number of a face, 0 for the largest, not {told!r}.")
+    return int(told)
 
 
 def one_mode(told: Iterable[str]) -> Mode:

@@ -1,6 +1,7 @@
 """The words of the OpenAPI description: bodies, parameters and answers of the door's addresses."""
 
 import base64
+from datetime import datetime
 from io import BytesIO
 from typing import Any
 
@@ -19,23 +20,46 @@ METADATA = {
 
 
 class Face(BaseModel):
-    """A face: box (x, y, w, h) in upright pixels, the detector's confidence, and years: estimate, 90 % interval."""
+    """A face: box (x, y, w, h) in upright pixels, the detector's confidence, its quality, as the predictions table has
+    it, and years: estimate, 90 % interval."""
 
     box: tuple[float, float, float, float]
     score: float | None
+    brightness: float
+    contrast: float
+    sharpness: float
     age: float
     age_low: float
     age_high: float
 
 
 class Prediction(BaseModel):
-    """The faces of a picture, largest first, and which model estimated them."""
+    """The faces of a picture, largest first, which model estimated them, and what EXIF says (UTC)."""
 
     model: str
     mode: Mode
+    engine: str
     width: int
     height: int
+    captured_at: datetime | None
+    camera: str | None
+    rendition: str | None
     faces: list[Face]
+
+
+class Explanation(BaseModel):
+    """How a face's estimate (years) changes where a cell of the square `area` (left, top, side; pixels) is hidden."""
+
+    model: str
+    mode: Mode
+    engine: str
+    width: int
+    height: int
+    faces: int
+    face: int
+    area: tuple[int, int, int]
+    age: float
+    years: list[list[float]]
 
 
 class Said(BaseModel):
@@ -86,7 +110,13 @@ PREDICT: dict[str, Any] = {
         },
     },
 }
-EXPLAIN = PREDICT
+EXPLAIN = PREDICT | {
+    "parameters": [
+        *_PARAMETERS,
+        {"name": "face", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 9999},
+         "description": "Which face; 0, the largest, by default."},
+    ]
+}  # fmt: skip
 _WHY = {
     400: "The request contradicts itself.", 401: "The token is missing or wrong.", 404: "There is no such address.",
     405: "The address knows other methods.", 409: "Another model answers than `Model` names.",
@@ -99,5 +129,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 ANSWERS: dict[str, dict[int | str, dict[str, Any]]] = {
     "predictions": {200: {"description": "The faces.", "model": Prediction}},
-    "explanations": {200: {"description": "The faces, each with its map, or a picture."}},
+    "explanations": {
+        200: {"description": "Years a cell, or a PNG.", "model": Explanation, "content": {"image/png": {}}}
+    },
 }

@@ -17,7 +17,7 @@ from agewatch.errors import ImageError
 from agewatch.estimator.spec import Mode
 from agewatch.serving import described
 from agewatch.serving.ages import Ages, answer, explanation
-from agewatch.serving.asked import modes_told, one_mode, picture_of
+from agewatch.serving.asked import face_told, modes_told, one_mode, picture_of
 from agewatch.serving.backends import Backends
 from agewatch.serving.looking import Lookers
 from agewatch.serving.metrics import REGISTRY
@@ -114,7 +114,8 @@ def application(lookers: Lookers, backends: Backends) -> FastAPI:
         return _json(await answer(lookers, ages, picture, mode))
 
     async def explained(request: Request, ages: Ages, picture: bytes, mode: Mode) -> Response:
-        content, kind = await explanation(lookers, ages, picture, mode, request.headers.get("accept", "*/*"))
+        accept = request.headers.get("accept", "*/*")
+        content, kind = await explanation(lookers, ages, picture, mode, face_told(request), accept)
         return Response(content, media_type=kind)
 
     async def predict(request: Request) -> Response:
@@ -122,7 +123,7 @@ def application(lookers: Lookers, backends: Backends) -> FastAPI:
         return await picture_asked(request, predicted)
 
     async def explain(request: Request) -> Response:
-        """Say where in each face its age was seen."""
+        """Say why a face has its age: how the estimate changes where a part of the face is hidden."""
         return await picture_asked(request, explained)
 
     for path, endpoint, extra in (

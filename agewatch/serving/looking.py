@@ -40,18 +40,22 @@ _STREAM_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a look at a picture found: its upright size in pixels, its faces as REST gives them, largest first.
+    """What a look at a picture found, as REST gives it, its faces still without ages.
 
     `chips` holds the faces' chips one after the other, uint8 of shape (faces, size, size, 3). The seconds are of
     decoding and of searching.
     """
 
-    width: int
-    height: int
-    faces: list[dict[str, Any]]
+    content: dict[str, Any]
     chips: bytes
     decode_seconds: float
     detect_seconds: float
+
+    @property
+    def faces(self) -> list[dict[str, Any]]:
+        """The faces, largest first."""
+        found: list[dict[str, Any]] = self.content["faces"]
+        return found
 
 
 class Lookers:
@@ -290,10 +294,9 @@ def _look(stream: IO[bytes], picture: bytes, told: Any, detector: Any, room: Sha
     except Exception as error:  # the detector or cv2, over one picture
         _send(stream, {"error": ["decoder_failed", f"The picture can't be worked on ({type(error).__name__})."]})
         return
-    faces = [{"box": list(face.box), "score": face.score} for face in seen.faces]
     seconds = {"decode_seconds": time.perf_counter() - started - detect_seconds, "detect_seconds": detect_seconds}
     chips = np.stack(seen.chips).tobytes() if seen.chips else b""
-    _send(stream, {"width": seen.width, "height": seen.height, "faces": faces, **seconds}, chips)
+    _send(stream, {"content": seen.content(), **seconds}, chips)
 
 
 def _send(stream: IO[bytes], told: Any, content: bytes = b"") -> None:
