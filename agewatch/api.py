@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from agewatch.errors import UsageError
 from agewatch.files import stamp
@@ -18,6 +18,7 @@ from agewatch.settings import Settings
 
 if TYPE_CHECKING:
     from agewatch.estimator.engine import EngineName, Precision
+    from agewatch.estimator.explain import Explanation
     from agewatch.estimator.spec import Mode
     from agewatch.exports.export import ExportFormat
     from agewatch.exports.sidecars import Written
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from agewatch.release.gate import Record
     from agewatch.release.smoke import Smoke
     from agewatch.release.store import Pointer
+    from agewatch.remote import Server
     from agewatch.scoring.score import Again, Summary
     from agewatch.scoring.scorer import Execution
-    from agewatch.serving.torchserve import Served
+    from agewatch.serving.server import Served, Wanted
     from agewatch.training.train import Trained
 
 Runner = Literal["local", "ray"]
@@ -44,7 +46,9 @@ def score_archive(
     model: ModelPath = None,
     predictions: Path | str | None = None,
     faces: "Mode" = "detect",
-    engine: "EngineName" = "auto",
+    engine: "EngineName | Literal['torchserve']" = "auto",
+    url: str | None = None,
+    key_file: Path | str | None = None,
     precision: "Precision" = "auto",
     workers: int | None = None,
     max_refused: float = 0.05,
@@ -60,22 +64,51 @@ def score_archive(
 ) -> "Summary":
     """Score every picture of an archive that the table does not hold yet; see `agewatch.scoring.score`.
 
-    With the runner `ray` the workers are those of the Ray cluster at `address`, or of one that is started for this run.
+    With the engine `torchserve` the server at `url` looks at them, by a token as `server` finds it. With the runner
+    `ray` the workers are those of the Ray cluster at `address`, or of one that is started for this run.
     """
     from agewatch.scoring import on_ray, score
 
     if address is not None and runner != "ray":
         raise UsageError("An address is of a Ray cluster: it goes with the runner ray.")
-    how = _execution(engine, precision, workers, progress, memory_gb)
+    if engine != "torchserve" and url is None:
+        how = _execution(engine, precision, workers, progress, memory_gb)
+    elif engine == "torchserve" and url is not None and precision == "auto":
+        how = replace(_execution("auto", "auto", workers, progress, memory_gb), server=server(url, key_file))
+    else:
+        raise UsageError("--engine torchserve and --url go together, and --precision is the server's.")
+    path = None if how.server and model is None else model_file(model)
     with ExitStack() as undo:
         if runner == "ray":
             cluster = undo.enter_context(on_ray.connected(address, memory_gb=how.memory_gb, workers=workers))
             how = replace(how, workers=cluster.workers, run=cluster.run)
         return score.score_archive(
-            archive, model_path=model_file(model), table=Path(predictions or Settings().predictions), how=how,
+            archive, model_path=path, table=Path(predictions or Settings().predictions), how=how,
             mode=faces, limits=score.Limits(max_refused, max_gone), name=name, again=again, exclude=exclude,
             anew_minutes=anew_minutes,
         )  # fmt: skip
+
+
+def explain(
+    picture: Path | str,
+    out: Path | str,
+    *,
+    model: ModelPath = None,
+    faces: "Mode" = "detect",
+    face: int = 0,
+    precision: "Precision" = "auto",
+) -> "Explanation":
+    """Write why a face of a picture has its age: a PNG over the face, or JSON with years a cell.
+
+    Raises ImageError where the picture can't be read, AgewatchError where it has no face, UsageError where there is no
+    face of this number or `out` is neither .png nor .json; see `agewatch.scoring.why`.
+    """
+    from agewatch.scoring import why
+
+    return why.write(
+        Path(picture), Path(out), model_path=model_file(model), how=_execution("auto", precision, 1, unwatched),
+        mode=faces, face=face,
+    )  # fmt: skip
 
 
 def export(
@@ -137,7 +170,6 @@ def gallery(
 
     `compare` is a second model's file, or its id in the table: then the faces stand first on which both differ most.
     """
-    from agewatch.errors import UsageError
     from agewatch.estimator.model import AgeModel
     from agewatch.gallery import choose, page
 
@@ -245,20 +277,23 @@ def smoke_test(file: Path) -> "Smoke":
 
     It is served in f32, as the file's own answers are: in bf16 drawn faces, which no model learnt, may lie years off.
     What the server wrote is left in `$AGEWATCH_HOME/smoke/VERSION`. Raises UsageError where the file is not in the
-    store, ModelError where it holds no model or no pictures, OSError where the server broke off.
+    store, ModelError where it holds no model, no pictures, or code that may not run, OSError where the server broke
+    off.
     """
     from agewatch.errors import ServeError
     from agewatch.processes import free_ports
     from agewatch.release import gate, smoke, store
-    from agewatch.serving.torchserve import running
+    from agewatch.serving.server import Wanted, running
+    from agewatch.serving.torchserve import How
 
     settings = Settings()
     store.require_inside(settings.model_store, file)
-    home = settings.home / "smoke" / file.stem
+    home = settings.home.resolve() / "smoke" / file.stem
     shutil.rmtree(home, ignore_errors=True)
+    wanted = Wanted(How(home, 1, "f32"), settings.model_store, file, free_ports(1)[0], is_proven=False)
     try:
-        with running(file, home=home, port=free_ports(1)[0], workers=1, precision="f32") as served:
-            found = smoke.check(file, served.predictions_url, served.token)
+        with running(wanted) as served:
+            found = smoke.check(file, served.ask)
     except ServeError as error:
         found = smoke.failed(file, str(error))
     champions = (r.champion for r in gate.records(settings.model_store) if r.challenger == found.model)
@@ -282,12 +317,63 @@ def rollback() -> "Pointer":
 
 
 def serve(
-    *, model: ModelPath = None, port: int = 8080, workers: int | None = None, precision: "Precision" = "auto"
+    *,
+    model: ModelPath = None,
+    port: int = 8080,
+    workers: int | None = None,
+    precision: "Precision" = "auto",
+    **more: Any,
 ) -> "AbstractContextManager[Served]":
-    """Serve a model over REST for the length of a `with` block; see `agewatch.serving.torchserve`."""
-    from agewatch.serving.torchserve import running
+    """Serve a model over REST for the length of a `with` block; see `agewatch.serving.server`.
 
-    return running(model_file(model), home=Settings().home, port=port, workers=workers, precision=precision)
+    Without a file it is the store's current model, whichever that is by and by. `more` are fields of
+    `agewatch.serving.server.Wanted`. Raises ModelError where there is no model, or its code may not run
+    (`agewatch.release.trust`).
+    """
+    from agewatch.serving.server import running
+
+    return running(serving(model=model, port=port, workers=workers, precision=precision, **more))
+
+
+def serving(
+    *,
+    model: ModelPath = None,
+    port: int = 8080,
+    workers: int | None = None,
+    precision: "Precision" = "auto",
+    **more: Any,
+) -> "Wanted":
+    """What `serve` would serve."""
+    from agewatch.scoring.scorer import cores
+    from agewatch.serving.server import Wanted
+    from agewatch.serving.torchserve import How
+
+    settings = Settings()
+    if "memory_gb" in settings.model_fields_set:
+        more = {"memory_gb": settings.memory_gb} | more
+    how = How(settings.home.resolve(), workers or cores(), precision)
+    named = None if model is None else model_file(model)
+    return Wanted(how, settings.model_store, named, port, **more)
+
+
+def server(url: str, key_file: Path | str | None = None) -> "Server":
+    """A server to ask, for `agewatch.remote.Client`: with a key file, else AGEWATCH_TOKEN, else what `serve` wrote.
+
+    Raises UsageError where the address is none, or a picture would go to another machine in the clear.
+    """
+    from agewatch.remote import Server
+
+    settings, found = Settings(), Server(url, None if key_file is None else Path(key_file))
+    if key_file is None and settings.token is None:
+        return replace(found, key_file=settings.home / "serve" / str(found.port) / "key_file.json")
+    return found
+
+
+def trust_code(file: Path) -> str:
+    """Put a model file on record as one whose code may run; returns a sentence that says how it differs from ours."""
+    from agewatch.release import trust
+
+    return trust.trust(Settings().model_store, file)
 
 
 def model_file(model: ModelPath) -> Path:

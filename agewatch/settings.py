@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import field_validator
+from pydantic import SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agewatch.errors import UsageError
@@ -19,6 +19,7 @@ class Settings(BaseSettings):
     """Settings of agewatch. `AGEWATCH_HOME` holds everything it writes; `AGEWATCH_MODEL_STORE` the model files.
 
     `AGEWATCH_MEMORY_GB`, in units of 10^9 bytes, is what all workers of a run may take together, or all of a server's.
+    `AGEWATCH_TOKEN` is that of a server that is asked (`agewatch.remote`).
     """
 
     model_config = SettingsConfigDict(env_prefix="AGEWATCH_", env_ignore_empty=True)
@@ -26,6 +27,7 @@ class Settings(BaseSettings):
     home: Path = Path(".agewatch")
     model_store: Path = Path("model_store")
     memory_gb: float = 6.0
+    token: SecretStr | None = None
 
     @field_validator("home", "model_store")
     @classmethod

@@ -125,7 +125,7 @@ def _largest(folder: Path, charged: dict[str, float]) -> list[list[str]]:
 def _scored(archive: Path, cache: Path) -> Counter[str]:
     """Score an archive as `agewatch score` does, but for a file a shard, and count the statuses."""
     how, model = Execution(cache, WORKERS), api.model_file(None)
-    job = Job(door.at(archive), Key("largest", "model", "detect"), model, cache, "auto", "f32", "run", room=how.room())
+    job = Job(door.at(archive), Key("largest", "model", "detect"), "run", model, cache, "auto", "f32", room=how.room())
     answers = pool.run(job, pool.shards(door.find(door.at(archive)).files, 1), WORKERS)
     return Counter(row["status"] for answer in answers for row in answer.rows)
 

@@ -17,7 +17,7 @@ from agewatch.processes import end_with_parent, stop_group
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 WELL_SECONDS = 600.0
 """A part that ran so long has its next start at once."""
-STOP_SECONDS = 20.0
+STOP_SECONDS = 30.0
 MOST_LOG_BYTES = 20 * 2**20
 """A log that is larger is kept once, as NAME.log.1, when its part is started."""
 

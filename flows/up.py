@@ -110,7 +110,6 @@ class _Up:
         self._worker = part("worker", *prefect, "worker", "start", "--pool", runs.POOL, "--type", "process",
                             before=self._before_worker)  # fmt: skip
         self._serve = part("torchserve", "-m", "agewatch", "serve") if wanted.serve else None
-        self._model: object = None
         self._in_vain = 0
         self._said = wanted.file.read_bytes()
         self._again: list[str] = []
@@ -148,7 +147,6 @@ class _Up:
             self.tell(f"{'tonight':<16}begins now for {', '.join(again)}")
         for part in self._parts[1 if self.wanted.server else 0 :]:
             part.start()
-        self._model = self._current_model()
 
     def keep(self) -> None:
         """Look after the parts and the nights until interrupted."""
@@ -203,10 +201,6 @@ class _Up:
         schedule.settle(self.ledger, self.planned, now)
         self._send_alerts()
         self._tidy(now)
-        if self._serve is not None and self._current_model() != self._model:
-            self._model = self._current_model()
-            self.tell("The current model changed: TorchServe is started again with it.")
-            self._serve.stop()
         if not _answers(self.api):  # its client would try again for minutes
             raise AgewatchError("Prefect's server does not answer")
         with self._client() as client:
@@ -313,10 +307,6 @@ class _Up:
         except psutil.Error:
             return False
         return all(told.get(name) == self._env[name] for name in ("AGEWATCH_HOME", "PREFECT_API_URL"))
-
-    def _current_model(self) -> object:
-        pointer = Settings().model_store / "current.json"
-        return pointer.read_bytes() if pointer.exists() else None
 
 
 @contextmanager

@@ -5,6 +5,7 @@ TorchServe wants exactly one class in this module; it needs neither a base class
 
 import inspect
 import logging
+import math
 import os
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -15,6 +16,7 @@ import numpy as np
 
 from agewatch.errors import ImageError, UsageError
 from agewatch.estimator.engine import Precision, open_engine
+from agewatch.estimator.explain import explain, overlay
 from agewatch.estimator.faces import YuNet, look
 from agewatch.estimator.images import RGB
 from agewatch.estimator.memory import BUDGET_GB, room_of_one
@@ -26,8 +28,10 @@ CHIPS_AT_ONCE = 64
 
 _STATUS = {"too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "unsupported": HTTPStatus.UNSUPPORTED_MEDIA_TYPE}
 
-Answer = tuple[HTTPStatus, dict[str, Any], list[tuple[RGB, Mode]]]
-"""Status, JSON object, and the chips, with their mode, whose ages it still waits for."""
+_PNG = "image/png"
+
+Answer = tuple[HTTPStatus, dict[str, Any] | bytes, list[tuple[RGB, Mode]]]
+"""Status, JSON object or PNG, and the chips, with their mode, whose ages it still waits for."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +41,12 @@ class AgeHandler:
 
     The mode (detect, the default, or crop) is the header `Faces`, as TorchServe drops the query string of
     /predictions. `?faces=` where it is passed on (/agewatch/predict), or a form's field `faces`, goes first.
+
+    With the header `Chips`, one mode a chip with commas between, the body is no picture but chips that were cut before,
+    uint8 of shape (n, size, size, 3): so asks the door of `agewatch serve`, which looks at pictures itself.
+
+    `/explanations/agewatch`, which TorchServe tells by a header `explain`, says of one chip why it has its age: years a
+    cell, or where the header `Accept` wants that, a PNG.
     """
 
     def initialize(self, context: Any) -> None:
@@ -54,26 +64,30 @@ class AgeHandler:
         self._room = room_of_one(float(os.environ.get("AGEWATCH_MEMORY_GB") or BUDGET_GB))
         logger.info("%s on %s, code from %s", self._model.id, self._engine.name, inspect.getfile(AgeModel))
 
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[dict[str, Any]]:
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[dict[str, Any] | bytes]:
         """Return one JSON object a request, in order, and set each one's HTTP status."""
         answers = [self._read(row, context.get_all_request_header(index)) for index, row in enumerate(data)]
         try:
             ages = self._ages([chip for _, _, chips in answers for chip in chips])
             for _, body, chips in answers:
-                if chips:
+                if chips and isinstance(body, dict):
                     body["faces"] = [{**face, **next(ages)} for face in body["faces"]]
         except Exception:  # TorchServe would answer the whole batch, refusals too, with 503
             logger.exception("The network failed on a batch of %d pictures.", len(data))
             answers = [_failed() if chips else (status, body, chips) for status, body, chips in answers]
-        for index, (status, _, _) in enumerate(answers):
+        for index, (status, body, _) in enumerate(answers):
             context.set_response_status(int(status), status.phrase, index)
-            context.set_response_content_type(index, "application/json")
+            context.set_response_content_type(index, "application/json" if isinstance(body, dict) else _PNG)
         logger.info("Batch of %d: %s", len(data), " ".join(str(int(status)) for status, _, _ in answers))
         return [body for _, body, _ in answers]
 
     def _read(self, row: dict[str, Any], headers: dict[str, Any]) -> Answer:
         """Decode one picture and cut its chips; only these are kept, so one picture is held at a time."""
         try:
+            if (modes := _header(headers, "chips")) is not None:
+                return self._cut_before(row, modes, headers)
+            if _header(headers, "explain") == "True":
+                raise UsageError("An explanation is asked of chips, with the header `Chips`.")
             mode = _mode(row, headers)
             seen = look(_picture(row), self._detector if mode == "detect" else None, self._model.spec.cut, self._room)
         except ImageError as error:
@@ -83,9 +97,22 @@ class AgeHandler:
         except Exception:  # TorchServe would answer the whole batch with 503
             logger.exception("A picture failed.")
             return _failed()
-        found = [{"box": list(face.box), "score": face.score} for face in seen.faces]
-        body = {"model": self._model.id, "width": seen.width, "height": seen.height, "faces": found}
+        body = {"model": self._model.id, "mode": mode, "engine": self._engine.name, **seen.content()}
         return HTTPStatus.OK, body, [(chip, mode) for chip in seen.chips]
+
+    def _cut_before(self, row: dict[str, Any], modes: str, headers: dict[str, Any]) -> Answer:
+        """The chips of a body, or why its first has its age. Raises UsageError where it holds others than announced."""
+        names, body, shape = modes.split(","), row.get("body", b""), self._model.spec.cut.shape
+        if not isinstance(body, bytes | bytearray) or len(body) != len(names) * math.prod(shape):
+            raise UsageError(f"The body does not hold {len(names)} chips of {shape[0]} x {shape[1]} pixels.")
+        chips = np.frombuffer(body, np.uint8).reshape(-1, *shape)
+        if _header(headers, "explain") == "True":
+            found = explain(chips[0], self._model, self._engine)
+            wants_png = _PNG in (_header(headers, "accept") or "")
+            return HTTPStatus.OK, overlay(found) if wants_png else found.content(), []
+        waiting = [(chip, _checked(name)) for chip, name in zip(chips, names, strict=True)]
+        told = {"model": self._model.id, "engine": self._engine.name, "faces": [{}] * len(waiting)}
+        return HTTPStatus.OK, told, waiting
 
     def _ages(self, waiting: list[tuple[RGB, Mode]]) -> Iterator[dict[str, float]]:
         for start in range(0, len(waiting), CHIPS_AT_ONCE):
@@ -95,14 +122,20 @@ class AgeHandler:
                 yield {"age": float(age), "age_low": float(low), "age_high": float(high)}
 
 
-def _mode(row: dict[str, Any], headers: dict[str, Any]) -> Mode:
+def _header(headers: dict[str, Any], name: str) -> str | None:
     # Headers come spelt as the client did; a form's fields appear among them as dicts.
-    headers = {name.lower(): text for name, text in headers.items() if isinstance(text, str)}
-    mode = row.get("faces", headers.get("faces", "detect"))
-    text = mode.decode(errors="replace") if isinstance(mode, bytes | bytearray) else str(mode)
-    if text not in get_args(Mode):
-        raise UsageError(f"faces is detect or crop, not {text!r}.")
-    return cast(Mode, text)
+    return next((text for key, text in headers.items() if key.lower() == name and isinstance(text, str)), None)
+
+
+def _mode(row: dict[str, Any], headers: dict[str, Any]) -> Mode:
+    mode = row.get("faces", _header(headers, "faces") or "detect")
+    return _checked(mode.decode(errors="replace") if isinstance(mode, bytes | bytearray) else str(mode))
+
+
+def _checked(mode: str) -> Mode:
+    if mode not in get_args(Mode):
+        raise UsageError(f"faces is detect or crop, not {mode!r}.")
+    return cast(Mode, mode)
 
 
 def _picture(row: dict[str, Any]) -> bytes:

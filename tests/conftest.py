@@ -12,6 +12,7 @@ from desks import desk, mar  # noqa: F401  fixtures
 from models import tiny_model
 from pictures import ASTRONAUT, encoded, torn
 from PIL import Image
+from scripted import script  # noqa: F401  a fixture
 
 hypothesis.settings.register_profile("agewatch", deadline=None)  # machines are shared: no assertion is timed
 hypothesis.settings.load_profile("agewatch")

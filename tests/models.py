@@ -10,6 +10,7 @@ import torch
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.network import AgeNetwork, to_bytes
 from agewatch.estimator.spec import Band, Calibration, Member, Preprocessing, Spec
+from agewatch.release import records
 
 
 def tiny_model(folder: Path, seed: int = 0) -> Path:
@@ -44,11 +45,12 @@ def _tell_pictures_apart(network: AgeNetwork) -> None:
 
 
 def model_file(folder: Path, version: str) -> Path:
-    """Put a model file into a store; nothing here runs its network, so its weights are only bytes."""
+    """Put a model file into a store, on record there; nothing runs its network, so its weights are only bytes."""
     spec = Spec("agewatch", version, (Member("test_efficientnet", 64),), Preprocessing((0, 0, 0), (1, 1, 1)))
     folder.mkdir(exist_ok=True)
     file = folder / f"agewatch-{version}.mar"
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("model.json", spec.to_json())
         archive.writestr("model.safetensors", f"weights of {version}")
+    records.keep(folder, records.Code.of(file, "packaged"))
     return file

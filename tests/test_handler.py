@@ -5,6 +5,7 @@ import math
 import re
 import zipfile
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def faces() -> dict[str, bytes]:
 class Context:
     """What AgeHandler uses of TorchServe's context; the real one is exercised below."""
 
-    def __init__(self, folder: Path, headers: list[dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, headers: list[dict[str, Any]], *, is_png: bool = False) -> None:
+        self.is_png = is_png
         self.system_properties = {"model_dir": str(folder)}
         self.headers = headers
         self.statuses = [200] * len(headers)
@@ -45,7 +47,7 @@ class Context:
         self.statuses[idx] = code
 
     def set_response_content_type(self, idx: int, value: str) -> None:
-        assert value == "application/json"
+        assert value == ("application/json" if self.statuses[idx] != 200 or not self.is_png else "image/png")
 
 
 class Client:
@@ -77,16 +79,34 @@ def ages(answer: dict[str, Any]) -> list[float]:
 def test_a_face_is_found_and_described(client: Client, faces: dict[str, bytes]) -> None:
     [(status, answer)] = client.ask({"body": bytearray(faces["whole.png"])})
     assert status == 200
-    assert list(answer) == ["model", "width", "height", "faces"]
+    assert list(answer) == [
+        "model", "mode", "engine", "width", "height", "captured_at", "camera", "rendition", "faces"
+    ]  # fmt: skip
     assert re.fullmatch(r"agewatch-1@[0-9a-f]{12}", answer["model"])
     assert (answer["width"], answer["height"]) == (512, 512)
     [face] = answer["faces"]
-    assert list(face) == ["box", "score", "age", "age_low", "age_high"]
+    assert list(face) == ["box", "score", "brightness", "contrast", "sharpness", "age", "age_low", "age_high"]
     x, y, w, h = face["box"]
     assert x < 225 < x + w, "the nose is outside the box"
     assert y < 120 < y + h, "the nose is outside the box"
     assert 0.7 <= face["score"] <= 1
     assert 0 <= face["age_low"] <= face["age"] <= face["age_high"] <= 100
+
+
+def test_an_explanation_is_asked_of_chips_and_a_batch_may_hold_both(client: Client) -> None:
+    chip = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8).tobytes()
+    asked = {"chips": "crop", "explain": "True"}
+    context = Context(Path(), [asked, {"chips": "crop", "explain": "False"}, {"explain": "True"}])
+    why, ages_of, picture = client.handler.handle([{"body": chip}, {"body": chip}, {"body": chip}], context)
+    assert context.statuses == [200, 200, 400], picture
+    assert isinstance(why, dict)
+    assert isinstance(ages_of, dict)
+    assert why["age"] == pytest.approx(ages(ages_of)[0], abs=0.01)
+    assert np.array(why["years"]).any()
+    context = Context(Path(), [asked | {"Accept": "text/html, image/png"}], is_png=True)
+    [overlay] = client.handler.handle([{"body": chip}], context)
+    assert isinstance(overlay, bytes)
+    assert Image.open(BytesIO(overlay)).format == "PNG"
 
 
 def test_one_bad_picture_harms_no_other(client: Client, faces: dict[str, bytes]) -> None:
@@ -213,6 +233,7 @@ def test_a_failing_network_leaves_the_other_answers_alone(
     def fail(chips: Any) -> Any:
         raise RuntimeError("a bug")
 
+    fail.name = "broken"
     monkeypatch.setattr(client.handler, "_engine", fail)
     empty = encoded(Image.new("RGB", (60, 60)))
     answers = client.ask({"body": faces["whole.png"]}, {"body": b""}, {"body": empty})

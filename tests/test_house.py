@@ -19,14 +19,15 @@ GROUND = {"errors", "settings", "files", "progress", "processes"}
 MAY_IMPORT = {  # rooms that a room may import beside itself
     "handler": {"estimator", "errors"},
     "estimator": {"errors"},
+    "remote": {"estimator", "errors", "settings"},
     "sources": GROUND,
-    "scoring": {"sources", "estimator", *GROUND},
+    "scoring": {"remote", "sources", "estimator", *GROUND},
     "exports": {"scoring", "sources", "estimator", *GROUND},
     "gallery": {"scoring", "sources", "estimator", *GROUND},
     "labelled": {"scoring", "sources", "estimator", *GROUND},
     "training": {"labelled", "scoring", "sources", "estimator", *GROUND},
     "release": {"labelled", "scoring", "sources", "estimator", *GROUND},
-    "serving": {"estimator", *GROUND},
+    "serving": {"release", "scoring", "estimator", *GROUND},
     "nights": {"release", "labelled", "scoring", "sources", "estimator", *GROUND},
     "upkeep": {"nights", "release", "labelled", "scoring", "sources", "estimator", *GROUND},
 }

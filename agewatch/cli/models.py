@@ -6,7 +6,15 @@ from typing import Annotated, Any
 import typer
 
 from agewatch import api
-from agewatch.cli.options import JsonOption, LabelledArgument, PrecisionOption, WorkersOption, answer
+from agewatch.cli.options import (
+    JsonOption,
+    LabelledArgument,
+    PrecisionOption,
+    TrustOption,
+    WorkersOption,
+    answer,
+    trusted,
+)
 from agewatch.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="The model store: list, compare, promote, roll back.")
@@ -60,13 +68,14 @@ def models_compare(
 @app.command("smoke")
 def models_smoke(
     file: Annotated[Path, typer.Argument(help="A .mar of the store.")],
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a model on a TorchServe of its own, and see whether it answers as it should; the store keeps what came out.
 
     Ends with 1 where it did not.
     """
-    found = api.smoke_test(file)
+    found = api.smoke_test(trusted(file, trust_code))
     answer(as_json, found, typer.echo, f"{found.model} {'passed' if found.passed else 'failed'}. {found.reason}")
     raise typer.Exit(0 if found.passed else 1)
 
@@ -75,10 +84,11 @@ def models_smoke(
 def models_promote(
     file: Annotated[Path, typer.Argument(help="A .mar of the store.")],
     force: Annotated[bool, typer.Option("--force", help="Promote without a decision, or against it.")] = False,
+    trust_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a model the current one that passed `compare`: `score`, `serve` and the flows use it from now on."""
-    pointer = api.promote(file, force=force)
+    pointer = api.promote(trusted(file, trust_code), force=force)
     if force:
         typer.echo("Forced: the decision about this model was not asked for.", err=as_json)
     _print_pointer(pointer, as_json)

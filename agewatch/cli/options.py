@@ -33,7 +33,19 @@ PrecisionOption = Annotated[Literal["auto", "f32", "bf16"], typer.Option(help="N
 TableOption = Annotated[
     Path | None, typer.Option("--predictions", help="Folder or s3:// URL of the predictions table.")
 ]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-code", help="Let the model's code run though it was not packaged here.")
+]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one a core.")]
+
+
+def trusted(file: Path, trust_code: bool) -> Path:
+    """A model file, whose code a person may have said to trust; then what differs in it is said."""
+    if trust_code:
+        from agewatch import api
+
+        typer.echo(api.trust_code(file), err=True)
+    return file
 
 
 def wants_json(arguments: Sequence[str]) -> bool:

@@ -20,6 +20,7 @@ from agewatch.errors import UsageError
 from agewatch.settings import Settings
 
 app = typer.Typer()
+FacesOption = Annotated[Literal["detect", "crop"], typer.Option(help="Find faces, or take each picture as one face.")]
 
 
 @app.command()
@@ -29,10 +30,15 @@ def score(
     ],
     model: ModelOption = None,
     predictions: TableOption = None,
-    faces: Annotated[
-        Literal["detect", "crop"], typer.Option(help="Find faces, or take each picture as one face.")
-    ] = "detect",
-    engine: Annotated[Literal["auto", "openvino", "torch"], typer.Option(help="What runs the network.")] = "auto",
+    faces: FacesOption = "detect",
+    engine: Annotated[
+        Literal["auto", "openvino", "torch", "torchserve"],
+        typer.Option(help="What runs the network; torchserve: the server at --url."),
+    ] = "auto",
+    url: Annotated[str | None, typer.Option(help="Address of an agewatch server: http://127.0.0.1:8080.")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(help="Its token; default: AGEWATCH_TOKEN, or what `serve` wrote here.")
+    ] = None,
     precision: PrecisionOption = "auto",
     workers: WorkersOption = None,
     max_refused: Annotated[float, typer.Option(min=0, max=1, help="Refused share that ends with exit 3.")] = 0.05,
@@ -63,14 +69,28 @@ def score(
 
     with display.progress(quiet=as_json) as on_progress:
         summary = api.score_archive(
-            place, model=model, predictions=predictions, faces=faces, engine=engine, precision=precision,
-            workers=workers, max_refused=max_refused, max_gone=max_gone, exclude=exclude or (),
-            memory_gb=memory_gb, name=archive,
+            place, model=model, predictions=predictions, faces=faces, engine=engine, url=url,
+            key_file=key_file, precision=precision, workers=workers, max_refused=max_refused, max_gone=max_gone,
+            exclude=exclude or (), memory_gb=memory_gb, name=archive,
             again="all" if rescore else "refused" if retry_refused else "nothing", anew_minutes=anew_minutes,
             runner=runner, address=address, progress=on_progress,
         )  # fmt: skip
     answer(as_json, summary, display.summary, summary)
     raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def explain(
+    picture: Annotated[Path, typer.Argument(help="A picture with a face.")],
+    out: Annotated[Path, typer.Option("--out", help="FILE.png: colours over the face. FILE.json: years a cell.")],
+    model: ModelOption = None,
+    faces: FacesOption = "detect",
+    face: Annotated[int, typer.Option(min=0, help="Which face; 0 is the largest.")] = 0,
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Show why a face has its age: how the estimate changes where a part of the face is hidden."""
+    found = api.explain(picture, out, model=model, faces=faces, face=face, precision=precision)
+    typer.echo(f"{found.age:.1f} years; what hiding a part of the face changes is in {out}.")
 
 
 @app.command()

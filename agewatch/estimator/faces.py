@@ -4,10 +4,11 @@ The one geometry of chips lives here; training, batch scoring and the TorchServe
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from agewatch.errors import ModelError
 from agewatch.estimator.engine import open_detector_network
-from agewatch.estimator.images import RGB, decode
+from agewatch.estimator.images import RGB, decode, quality
 from agewatch.estimator.memory import Room
 from agewatch.estimator.spec import Cut
 
@@ -69,6 +70,16 @@ class Seen:
     rendition: str | None
     faces: list[Face]
     chips: list[RGB]
+
+    def content(self) -> dict[str, Any]:
+        """All but the chips, as REST gives it; of each chip its quality."""
+        faces = [
+            {"box": list(face.box), "score": face.score} | asdict(quality(chip))
+            for face, chip in zip(self.faces, self.chips, strict=True)
+        ]
+        taken = self.captured_at and self.captured_at.isoformat()
+        told = {"captured_at": taken, "camera": self.camera, "rendition": self.rendition}
+        return {"width": self.width, "height": self.height, **told, "faces": faces}
 
 
 Detector = Callable[[RGB], list[Face]]
@@ -149,11 +160,8 @@ def cut_chip(rgb: RGB, face: Face, cut: Cut) -> RGB:
     A detected face: side `cut.scale` x box height, centred on the box. A whole picture (crop mode): the longer
     side, so that nothing is cut off.
     """
-    x, y, w, h = face.box
     size = cut.size
-    side = cut.scale * h if face.score is not None else max(w, h)
-    left, top = round(x + w / 2 - side / 2), round(y + h / 2 - side / 2)
-    pixels = max(1, round(side))
+    left, top, pixels = chip_square(face, cut)
     height, width = rgb.shape[:2]
     inside: RGB = rgb[
         min(max(top, 0), height - 1) : max(min(top + pixels, height), 1),
@@ -169,6 +177,13 @@ def cut_chip(rgb: RGB, face: Face, cut: Cut) -> RGB:
         across = _padding(left * size / pixels, size, shape[1])
         chip = np.asarray(cv2.copyMakeBorder(chip, *down, *across, cv2.BORDER_REPLICATE), dtype=np.uint8)
     return chip
+
+
+def chip_square(face: Face, cut: Cut) -> tuple[int, int, int]:
+    """The square that is cut of a face: left, top and side, in pixels of the picture; it may reach over the edge."""
+    x, y, w, h = face.box
+    side = cut.scale * h if face.score is not None else max(w, h)
+    return round(x + w / 2 - side / 2), round(y + h / 2 - side / 2), max(1, round(side))
 
 
 def _padding(start: float, size: int, kept: int) -> tuple[int, int]:

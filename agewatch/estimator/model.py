@@ -5,8 +5,6 @@ and `model.safetensors`. Torch is imported only when the network itself is asked
 """
 
 import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agewatch.errors import ModelError
+from agewatch.estimator.mar import read
 from agewatch.estimator.spec import Calibration, Floats, Labels, Mode, Spec
 
 if TYPE_CHECKING:
@@ -75,12 +74,12 @@ class AgeModel:
     @classmethod
     def load(cls, path: Path) -> "AgeModel":
         """Open a `.mar` file, or the folder it was unpacked to. Raises ModelError where that is impossible."""
-        return cls(Spec.from_json(_read(path, "model.json")), _read(path, "model.safetensors"))
+        return cls(Spec.from_json(read(path, "model.json")), read(path, "model.safetensors"))
 
 
 def read_reference(path: Path) -> bytes:
     """Return the Parquet bytes of the model's reference rows. Raises ModelError where the model has none."""
-    return _read(path, "reference.parquet")
+    return read(path, "reference.parquet")
 
 
 def read_splits(path: Path) -> bytes | None:
@@ -88,9 +87,9 @@ def read_splits(path: Path) -> bytes | None:
 
     Columns: key (uint64, the first 64 bits of the content hash) and split. Raises ModelError where there is no model.
     """
-    _read(path, "model.json")
+    read(path, "model.json")
     try:
-        return _read(path, "splits.parquet")
+        return read(path, "splits.parquet")
     except ModelError:
         return None
 
@@ -131,17 +130,3 @@ def band_quantiles(labels: Labels, calibration: Calibration, mode: Mode) -> Floa
         if band.mode in (None, mode):
             quantiles[(labels.years >= band.low) & (labels.years <= band.high)] = band.quantile
     return quantiles
-
-
-def _read(path: Path, name: str) -> bytes:
-    try:
-        if path.is_dir():
-            return (path / name).read_bytes()
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(name)
-    except FileNotFoundError as error:
-        raise ModelError(f"There is no model at {path}.") from error
-    except KeyError as error:
-        raise ModelError(f"{path} holds no {name}: it is no agewatch model.") from error
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ModelError(f"The model {path} can't be read: {error}.") from error

@@ -97,7 +97,9 @@ def evaluate_archive(
     for source, of_source in files.items():
         key = Key(source.name, model.id, modes[source])
         run_id, room = uuid.uuid4().hex, how.room()
-        job = Job(door.at(source), key, model_path, how.cache, how.engine, how.precision, run_id, learnt, room)
+        job = Job(
+            door.at(source), key, run_id, model_path, how.cache, how.engine, how.precision, known=learnt, room=room
+        )
         for scored in pool.run(job, pool.shards(list(of_source.values()), _SHARD_FILES), how.workers):
             rows += [row for row in scored.rows if row.get("face") in (0, None)]
             counts.update(row["status"] for row in scored.rows)

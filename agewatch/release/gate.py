@@ -17,7 +17,7 @@ from agewatch.files import now, write_json
 from agewatch.labelled import metrics
 from agewatch.labelled.evaluate import evaluate_archive, learnt_keys
 from agewatch.release import records as records_of
-from agewatch.release import smoke, store
+from agewatch.release import smoke, store, trust
 from agewatch.release.store import Pointer
 from agewatch.scoring.scorer import Execution
 
@@ -148,9 +148,10 @@ def promote(folder: Path, file: Path, *, force: bool, by: str | None = None) -> 
     One that failed its smoke test, or that a retraining left without one, is not promoted either. `by` says who does
     it, by default the user of this process. Raises UsageError where the file is not in the store, was never compared
     with the current model or not tested, HeldBackError where it did not pass, ModelError where a model or a record is
-    damaged.
+    damaged, or its code may not run (`trust`).
     """
     store.require_inside(folder, file)
+    trust.require(folder, file)
     current = store.read_pointer(folder)
     challenger = AgeModel.load(file).id
     if not force:

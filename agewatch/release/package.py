@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 
 from agewatch.errors import ModelError, UsageError
 from agewatch.estimator.model import AgeModel, read_reference, read_splits
-from agewatch.release import smoke
+from agewatch.release import records, smoke
 
 _CODE = Path(__file__).parents[1]
-_ITS_CODE = ("__init__.py", "errors.py", "estimator")
-"""What the handler needs of the core; the rest stays out, so that an edit elsewhere makes no model stale."""
+_HANDLER, _CONFIG = "age_handler.py", "model-config.yaml"
 
 
 def package(run_folder: Path, *, version: str, store: Path) -> Path:
@@ -43,7 +42,9 @@ def package(run_folder: Path, *, version: str, store: Path) -> Path:
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store, prefix=".packaging-") as folder:
         content = Path(folder, "content")
-        _copy_code(content / "agewatch")
+        for name, source in code().items():
+            (content / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, content / name)
         smoke.write(content / "smoke", model)
         model.save(content)
         for name, table in tables.items():
@@ -51,18 +52,20 @@ def package(run_folder: Path, *, version: str, store: Path) -> Path:
         made = _archive(Path(folder), version)
         if AgeModel.load(made).id != model.id:
             raise ModelError(f"The archive made from {run_folder} holds another model than the folder.")
+        records.keep(store, dataclasses.replace(records.Code.of(made, "packaged"), file=target.name))
         made.replace(target)
     return target
 
 
-def _copy_code(target: Path) -> None:
-    target.mkdir(parents=True)
-    for name in _ITS_CODE:
-        source = _CODE / name
-        if source.is_dir():
-            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
+def code() -> dict[str, Path]:
+    """The files whose code a model file carries, by their names in it. Raises ModelError where they are missing."""
+    found = find_spec("handler")  # its files are wanted, not its code
+    if found is None or not found.submodule_search_locations:
+        raise ModelError("The package 'handler' is not installed: install agewatch.")
+    handler = Path(found.submodule_search_locations[0])
+    carried = [_CODE / name for name in ("__init__.py", "errors.py")] + sorted((_CODE / "estimator").rglob("*.py"))
+    ours = {f"agewatch/{file.relative_to(_CODE).as_posix()}": file for file in carried}
+    return ours | {file: handler / file for file in (_HANDLER, _CONFIG)}
 
 
 def _renamed(reference: bytes, model_id: str) -> bytes:
@@ -77,15 +80,11 @@ def _renamed(reference: bytes, model_id: str) -> bytes:
 
 def _archive(stage: Path, version: str) -> Path:
     """Let torch-model-archiver pack what lies in the folder `content` of `stage`."""
-    found = find_spec("handler")  # its files are wanted, not its code
-    if found is None or not found.submodule_search_locations:
-        raise ModelError("The package 'handler' is not installed: install agewatch.")
-    handler = found.submodule_search_locations[0]
     (stage / "tmp").mkdir()  # the archiver empties TMPDIR/agewatch: it gets a TMPDIR of its own
     command = [
         sys.executable, "-m", "model_archiver.model_packaging",
         "--model-name", "agewatch", "--version", version, "--export-path", ".",
-        "--handler", f"{handler}/age_handler.py", "--config-file", f"{handler}/model-config.yaml",
+        "--handler", f"content/{_HANDLER}", "--config-file", f"content/{_CONFIG}",
         "--extra-files", "content",  # the folder itself is flattened, agewatch/ in it stays a folder
     ]  # fmt: skip
     done = subprocess.run(

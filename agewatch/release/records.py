@@ -1,20 +1,22 @@
-"""What a store keeps of why and how a model was made: the alarm that asked for it, and the training run.
+"""What a store keeps of why and how a model was made, the alarm that asked for it, and the training run; and of whose
+code may run.
 
 Each record names the one before, by its id: a training run its alarm; the gate's decision (`gate.Record`), the smoke
 test and the promotion name the model. What a training run was made of stands in the model file itself.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from agewatch.errors import ModelError
 from agewatch.files import now, stamp, write_json
+from agewatch.release import store
 
 _CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Kept = TypeVar("Kept")
@@ -70,10 +72,30 @@ class Training:
     ended_at: str
 
 
-_FOLDERS: dict[type[Any], str] = {Alarm: "alarms", Training: "trainings"}
+@dataclass(frozen=True, config=_CHECKED)
+class Code:
+    """A model file whose code may run here: its SHA-256 and name, and whether it was packaged here or trusted, by whom.
+
+    `differs` names what of its code was not this agewatch's own when it was trusted.
+    """
+
+    sha256: str
+    file: str
+    why: Literal["packaged", "trusted"]
+    by: str | None
+    at: str
+    differs: list[str]
+
+    @classmethod
+    def of(cls, file: Path, why: Literal["packaged", "trusted"], differs: Sequence[str] = ()) -> "Code":
+        """Of a model file as it is now. Raises OSError."""
+        return cls(store.sha256(file), file.name, why, store.user(), now(), list(differs))
 
 
-def keep(store: Path, record: Alarm | Training) -> None:
+_FOLDERS: dict[type[Any], str] = {Alarm: "alarms", Training: "trainings", Code: "code"}
+
+
+def keep(store: Path, record: Alarm | Training | Code) -> None:
     """Keep a record in a store. Raises OSError."""
     file = _file(store, record)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +122,19 @@ def training(store: Path, model: str) -> Training | None:
     return next((made for made in trainings(store) if made.model == model), None)
 
 
-def _file(store: Path, record: Alarm | Training) -> Path:
-    name = record.id if isinstance(record, Alarm) else record.model
+def may_run(folder: Path, sha256: str) -> bool:
+    """Whether a model file is on record as one whose code may run. Raises ModelError where a record is damaged."""
+    return any(code.sha256 == sha256 for code in _read(folder, Code))
+
+
+def _file(store: Path, record: Alarm | Training | Code) -> Path:
+    match record:
+        case Alarm():
+            name = record.id
+        case Training():
+            name = record.model
+        case Code():
+            name = record.sha256
     return store / _FOLDERS[type(record)] / f"{name}.json"
 
 

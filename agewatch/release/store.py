@@ -101,10 +101,10 @@ def promote(store: Path, file: Path, *, by: str | None = None, forced: bool = Fa
     """
     require_inside(store, file)
     before = read_pointer(store)
-    digest = _sha256(file)
+    digest = sha256(file)
     if before is not None and (before.file, before.sha256) == (file.name, digest):
         return before
-    pointer = Pointer(file.name, AgeModel.load(file).id, digest, now(), before, by or _user(), forced)
+    pointer = Pointer(file.name, AgeModel.load(file).id, digest, now(), before, by or user(), forced)
     write_json(store / POINTER_FILE, dataclasses.asdict(pointer))
     return pointer
 
@@ -124,7 +124,7 @@ def rollback(store: Path) -> Pointer:
     if pointer is None or pointer.previous is None:
         raise UsageError(f"The model store {store} has no earlier model to roll back to.")
     _checked(store, pointer.previous)
-    back = dataclasses.replace(pointer.previous, promoted_at=now(), by=_user(), rolled_back=pointer.model)
+    back = dataclasses.replace(pointer.previous, promoted_at=now(), by=user(), rolled_back=pointer.model)
     write_json(store / POINTER_FILE, dataclasses.asdict(back))
     return back
 
@@ -144,15 +144,20 @@ def _checked(store: Path, pointer: Pointer) -> Path:
     file = store / pointer.file
     if not file.is_file():
         raise ModelError(f"The promoted model {file} is missing.")
-    if _sha256(file) != pointer.sha256:
+    if sha256(file) != pointer.sha256:
         raise ModelError(f"The file {file} is not the model that was promoted (its SHA-256 differs).")
     return file
 
 
+def carried_stores() -> tuple[Path, Path]:
+    """Where a starter model may have come with this code: in the wheel, and in a checkout."""
+    code = Path(__file__).parents[1]
+    return code / "starter", code.parent / "model_store"
+
+
 def _starter() -> Path:
     """The starter that the wheel carries as a store of its own; a checkout's own store stands in for it."""
-    code = Path(__file__).parents[1]
-    for carried in (code / "starter", code.parent / "model_store"):
+    for carried in carried_stores():
         found = current(carried) or next(iter(_files(carried)), None)
         if found is not None:
             return found
@@ -173,13 +178,15 @@ def _version(file: Path) -> str:
     return file.stem.removeprefix("agewatch-")
 
 
-def _user() -> str | None:
+def user() -> str | None:
+    """Who runs this process; None for a number without a name, as in containers."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a number without a name, as in containers
+    except (KeyError, OSError):
         return None
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file, hexadecimal. Raises OSError."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

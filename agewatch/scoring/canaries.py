@@ -20,7 +20,7 @@ from agewatch.scoring import baseline, pool, predictions
 from agewatch.scoring.baseline import Baseline
 from agewatch.scoring.beside import folder_of
 from agewatch.scoring.predictions import Key
-from agewatch.scoring.scorer import Job
+from agewatch.scoring.scorer import Scoring
 from agewatch.sources.source import FileRef
 
 COUNT = 200
@@ -100,7 +100,7 @@ def accept(table: Path, archive: str) -> None:
         _write(table, archive, record)
 
 
-def look_again(table: Path, job: Job, files: Sequence[FileRef], workers: int) -> CanaryRun | None:
+def look_again(table: Path, job: Scoring, files: Sequence[FileRef], workers: int) -> CanaryRun | None:
     """Estimate an archive's canaries again and put on record what came out; None before its baseline is full.
 
     `files` are those that the archive holds now. Raises what the pool raises, and TableError where the table can't be
@@ -131,7 +131,7 @@ def look_again(table: Path, job: Job, files: Sequence[FileRef], workers: int) ->
     return run
 
 
-def _run(job: Job, ages: Sequence[tuple[float, float]], lost: int, replaced: int, engine: str) -> CanaryRun:
+def _run(job: Scoring, ages: Sequence[tuple[float, float]], lost: int, replaced: int, engine: str) -> CanaryRun:
     moved = np.array([now - before for now, before in ages] or [0.0])
     return CanaryRun(
         at=datetime.now(UTC),
@@ -148,7 +148,7 @@ def _run(job: Job, ages: Sequence[tuple[float, float]], lost: int, replaced: int
     )
 
 
-def _estimated(job: Job, files: Sequence[FileRef], workers: int) -> Iterable[dict[str, Any]]:
+def _estimated(job: Scoring, files: Sequence[FileRef], workers: int) -> Iterable[dict[str, Any]]:
     """A row a file: of its largest face, where it has one."""
     most = -(-len(files) // _SHARD)
     for scored in pool.run(job, pool.shards(files, _SHARD), min(workers, most)) if files else ():

@@ -230,17 +230,17 @@ class _Process:
             return self._submit(items)
 
     def _submit(self, items: Sequence[Any]) -> Future[Any]:
-        self._item_started[:] = [monotonic(), _core_seconds(self.pid()) or 0.0]
+        self._item_started[:] = [monotonic(), core_seconds(self.pid()) or 0.0]
         return self._executor.submit(_work_on, items)
 
     def hangs(self) -> bool:
         """Tell whether the item that is worked on has taken too long."""
-        started, core_seconds = self._item_started
+        started, before = self._item_started
         passed = monotonic() - started
         if passed <= ITEM_SECONDS:
             return False
-        used = _core_seconds(self.pid())
-        return used is None or takes_too_long(passed, used - core_seconds)
+        used = core_seconds(self.pid())
+        return used is None or takes_too_long(passed, used - before)
 
     def restart(self) -> bool:
         """Replace a process that died."""
@@ -281,7 +281,7 @@ _item_started: Array[c_double]
 _work: Work[Any, Any]
 
 
-def _core_seconds(pid: int) -> float | None:
+def core_seconds(pid: int) -> float | None:
     """What a process had of the cores so far; None where it is dead."""
     try:
         times = psutil.Process(pid).cpu_times()

@@ -18,11 +18,11 @@ from agewatch.errors import REFUSAL_CODES, GoneError, TableError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import stamp
-from agewatch.scoring import anew, baseline, canaries, pool, predictions
+from agewatch.scoring import anew, baseline, canaries, pool, predictions, served
 from agewatch.scoring.anew import Plan
 from agewatch.scoring.content import SharedKeys, hash_key
 from agewatch.scoring.predictions import Key, Rows
-from agewatch.scoring.scorer import Execution, Job, Scored, cores
+from agewatch.scoring.scorer import Execution, Job, Scored, Scoring, cores
 from agewatch.scoring.writer import Missed, Stored, Writer
 from agewatch.sources import door
 from agewatch.sources.source import FileRef, Listing, Source
@@ -89,7 +89,7 @@ class Limits:
 def score_archive(
     place: Path | str,
     *,
-    model_path: Path,
+    model_path: Path | None,
     table: Path,
     how: Execution,
     mode: Mode = "detect",
@@ -101,13 +101,16 @@ def score_archive(
 ) -> Summary:
     """Score every picture of a place that the table does not hold yet, and return the archive's state.
 
+    Where `how` names a server, its model runs; a `model_path` must be of the same one then.
+
     A place is what `sources.door` opens. `exclude` adds to what is litter (`litter.Litter`). With `anew_minutes`, files
     that only an older model scored are scored after the others, the baseline's whatever it takes, then the newest first
     while these minutes last: the next runs go on. `exit_code` of the summary is 1 where a folder can't be listed, as
     what it holds is not known; 6 where more of the files were lost than `limits` allow; 3 where more were refused; else
     0. Rows are committed whatever it is, and files that are gone are marked so unless too many are. Raises UsageError
     (no such place, archive name taken, all anew within minutes), GoneError (no such place, which the table holds rows
-    of), ModelError, TableError, or AgewatchError where no worker can start; what was committed before stays.
+    of), ModelError, TableError, ServeError where a server does not answer or another of its models does, or
+    AgewatchError where no worker can start; what was committed before stays.
     """
     started = perf_counter()
     if anew_minutes is not None and again == "all":
@@ -116,9 +119,8 @@ def score_archive(
     name = predictions.known_name(table, _name(name or source.name))
     _require_there(source, name, table)
     listing = door.find(source, exclude)
-    key = Key(name, AgeModel.load(model_path).id, mode)
-    run_id = f"{stamp()}-{uuid.uuid4().hex[:6]}"
-    job = Job(source, key, model_path, how.cache, how.engine, how.precision, run_id, room=how.room())
+    job = _job(source, name, model_path, mode, how)
+    key = job.key
     writer = Writer(table, key, root=source.root)
     todo = _plan(listing.files, writer, table, key, again, anew_minutes is not None)
     missed = writer.missed({file.path for file in listing.files})  # asked before rows are added
@@ -144,6 +146,17 @@ def score_archive(
     )
     code, problem = _judged(summary, limits, is_alarm, listing.damage)
     return replace(summary, exit_code=code, problem=problem)
+
+
+def _job(source: Source, name: str, model_path: Path | None, mode: Mode, how: Execution) -> Scoring:
+    """What is to be done to the files. Raises ModelError, and ServeError where a server does not answer."""
+    run_id = f"{stamp()}-{uuid.uuid4().hex[:6]}"
+    if how.server is not None:
+        return served.job(source, name, mode, run_id, how.server, model_path)
+    if model_path is None:
+        raise UsageError("A model is needed, or a server that has one.")
+    key = Key(name, AgeModel.load(model_path).id, mode)
+    return Job(source, key, run_id, model_path, how.cache, how.engine, how.precision, room=how.room())
 
 
 def _name(name: str) -> str:
@@ -180,7 +193,7 @@ def _note_the_gone(writer: Writer, listing: Listing, limits: Limits, missed: Mis
     return len(lost), is_alarm
 
 
-def _look_at_canaries(table: Path, job: Job, listing: Listing, known: Mapping[str, Stored], workers: int) -> None:
+def _look_at_canaries(table: Path, job: Scoring, listing: Listing, known: Mapping[str, Stored], workers: int) -> None:
     """Estimate the canaries again, once there can be a baseline to draw them from. Raises what `look_again` raises."""
     faces = sum(stored.faces for stored in known.values())
     is_known = faces >= baseline.FULL or bool(baseline.accepted(table, job.key.archive))
@@ -249,7 +262,7 @@ class _Done:
     engine: str | None = None
 
 
-def _write_scores(job: Job, todo: Plan, minutes: float, writer: Writer, how: Execution, again: Again) -> _Done:
+def _write_scores(job: Scoring, todo: Plan, minutes: float, writer: Writer, how: Execution, again: Again) -> _Done:
     """Score and commit shard by shard."""
     done = _Done()
     how.progress(0, todo.files, done.rows)
@@ -268,7 +281,7 @@ def _write_scores(job: Job, todo: Plan, minutes: float, writer: Writer, how: Exe
     return done
 
 
-def _score(job: Job, todo: Plan, minutes: float, writer: Writer, how: Execution, again: Again) -> Iterator[Scored]:
+def _score(job: Scoring, todo: Plan, minutes: float, writer: Writer, how: Execution, again: Again) -> Iterator[Scored]:
     """Score shards, with the table's own rows in place of new ones for content that it holds already."""
     if not todo.now and not (todo.later and minutes):
         return

@@ -18,6 +18,7 @@ from agewatch.estimator.images import RGB, quality
 from agewatch.estimator.memory import Room
 from agewatch.estimator.model import AgeModel
 from agewatch.progress import Progress, unwatched
+from agewatch.remote import Server
 from agewatch.scoring import pool
 from agewatch.scoring.content import SharedKeys, hash_key
 from agewatch.scoring.pool import Run, Task
@@ -41,7 +42,8 @@ class Execution:
     """How a model is run over pictures, which changes no row beyond rounding.
 
     `cache` is the folder for converted networks, `workers` the number of processes, `memory_gb` what all of them on one
-    machine may take together; a picture that alone needs more is `too_large`. `run` has shards worked on.
+    machine may take together; a picture that alone needs more is `too_large`. `run` has shards worked on. With a
+    `server` that runs the network, not this machine.
     """
 
     cache: Path
@@ -51,6 +53,7 @@ class Execution:
     progress: Progress = unwatched
     memory_gb: float = field(default_factory=lambda: Settings().memory_gb)
     run: Run = pool.run
+    server: Server | None = None
 
     def room(self) -> Room:
         """What the workers' pictures may take."""
@@ -67,25 +70,17 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Job(Task[FileRef, Scored]):
-    """Scoring files of an archive.
-
-    `known` is content whose rows the table holds already, `room` what pictures may take.
-    """
+class Scoring(Task[FileRef, Scored]):
+    """Scoring files of an archive, wherever the network runs. `known` is content whose rows the table holds already."""
 
     source: Source
     key: Key
-    model_path: Path
-    cache: Path
-    engine: EngineName
-    precision: Precision
     run_id: str
-    known: SharedKeys | None = None
-    room: Room = field(default_factory=Room)
+    known: SharedKeys | None = field(default=None, kw_only=True)
 
-    def open(self) -> Callable[[Sequence[FileRef], Callable[[], None]], Scored]:
-        """Open the model, and in detect mode the detector. Raises ModelError."""
-        return Scorer(self).score
+    def is_known(self, digest: str) -> bool:
+        """Whether the table seems to hold rows of a content."""
+        return self.known is not None and hash_key(digest) in self.known
 
     def give_up(self, item: FileRef, why: str) -> Scored:
         """One row that says `decoder_failed`."""
@@ -99,6 +94,45 @@ class Job(Task[FileRef, Scored]):
         """What every row of a file has."""
         provenance = {"engine": engine, "run_id": self.run_id, "scored_at": datetime.now(UTC)}
         return asdict(file) | asdict(self.key) | provenance
+
+
+@dataclass(frozen=True)
+class Job(Scoring):
+    """Scoring with a model on this machine; `room` is what pictures may take."""
+
+    model_path: Path
+    cache: Path
+    engine: EngineName
+    precision: Precision
+    room: Room = field(default_factory=Room, kw_only=True)
+
+    def open(self) -> Callable[[Sequence[FileRef], Callable[[], None]], Scored]:
+        """Open the model, and in detect mode the detector. Raises ModelError."""
+        return Scorer(self).score
+
+
+class Repeats:
+    """Rows of this worker by content hash: archives repeat themselves, and equal content is looked at once."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Rows] = {}
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._rows
+
+    def expect(self, digest: str) -> None:
+        """Rows of a content are about to come."""
+        self._rows[digest] = []
+
+    def copies(self, rows: Rows, repeated: Sequence[dict[str, Any]]) -> Rows:
+        """Remember the rows of a shard by content, and copy them for files that repeat it."""
+        for row in rows:
+            if row.get("content_hash") in self._rows:
+                self._rows[row["content_hash"]].append(row)
+        copies = [found | row for row in repeated for found in self._rows[row["content_hash"]]]
+        if len(self._rows) > _REMEMBERED:
+            self._rows.clear()
+        return copies
 
 
 @contextmanager
@@ -121,7 +155,7 @@ class Scorer:
         self._model = model
         self._engine = open_engine(model, cache=job.cache, engine=job.engine, precision=job.precision)
         self._detector = YuNet() if job.key.mode == "detect" else None
-        self._done: dict[str, Rows] = {}  # of this worker, by content hash: archives repeat themselves
+        self._done = Repeats()
 
     def score(self, files: Sequence[FileRef], starts: Callable[[], None] = lambda: None) -> Scored:
         """Score a shard: one row a face, one row for any other file; equal content runs through the network once.
@@ -146,7 +180,7 @@ class Scorer:
             if seen is None:
                 same.append((file, digest))
                 continue
-            self._done[digest] = []
+            self._done.expect(digest)
             row |= {"width": seen.width, "height": seen.height, "captured_at": seen.captured_at, "camera": seen.camera}
             row |= {"rendition": seen.rendition, "turn": 0}
             if not seen.faces:
@@ -157,7 +191,7 @@ class Scorer:
                 rows += self._with_ages(waiting[:BATCH_CHIPS])
                 waiting = waiting[BATCH_CHIPS:]
         rows += self._with_ages(waiting)
-        return Scored(len(files), rows + self._repeat(rows, repeated), same)
+        return Scored(len(files), rows + self._done.copies(rows, repeated), same)
 
     def _look(
         self, file: FileRef, read: Read, row: dict[str, Any], starts: Callable[[], None]
@@ -172,8 +206,7 @@ class Scorer:
             data, file = read()
             digest = blake2b(data, digest_size=32).hexdigest()
             row |= asdict(file) | {"content_hash": digest}
-            is_known = self._job.known is not None and hash_key(digest) in self._job.known
-            if is_known or digest in self._done:
+            if self._job.is_known(digest) or digest in self._done:
                 return file, digest, None
             with one_pictures_misfortune():
                 return file, digest, look(data, self._detector, self._model.spec.cut, room)
@@ -187,16 +220,6 @@ class Scorer:
             row | {"age": float(age), "age_low": float(low), "age_high": float(high)}
             for (row, _), age, low, high in zip(waiting, ages.age, ages.low, ages.high, strict=True)
         ]
-
-    def _repeat(self, rows: Rows, repeated: Sequence[dict[str, Any]]) -> Rows:
-        """Remember the rows of this shard by content, and copy them for files that repeat it."""
-        for row in rows:
-            if row.get("content_hash") in self._done:
-                self._done[row["content_hash"]].append(row)
-        copies = [found | row for row in repeated for found in self._done[row["content_hash"]]]
-        if len(self._done) > _REMEMBERED:
-            self._done.clear()
-        return copies
 
 
 def _face_columns(face: Face, chip: RGB) -> dict[str, Any]:

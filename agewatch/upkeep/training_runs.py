@@ -1,12 +1,12 @@
 """Training runs: the newest are kept whole, of those that a model came from the records, of the others nothing."""
 
 import json
-import zipfile
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from agewatch.errors import ModelError
+from agewatch.estimator.mar import read
 from agewatch.upkeep.backup import record_files
 from agewatch.upkeep.clearing import Cleared, age, folders
 
@@ -68,12 +68,7 @@ def _origins(store: Path) -> set[Origin | None]:
     """What the models of a store came from. Raises ModelError where one can't be read, as its run is not known then."""
     found: set[Origin | None] = set()
     for file in store.glob("*.mar"):
-        try:
-            with zipfile.ZipFile(file) as archive:
-                origin = _origin(archive.read("model.json"))
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise ModelError(f"The model {file} can't be read: {error}.") from error
-        if origin is None:
+        if (origin := _origin(read(file, "model.json"))) is None:
             raise ModelError(f"The model {file} can't be read: its model.json is damaged.")
         found.add(origin)
     return found

@@ -15,7 +15,7 @@ from agewatch.errors import HeldBackError, LabelError, ModelError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.files import now, write_json
 from agewatch.labelled.evaluate import evaluate_archive
-from agewatch.release import gate, store
+from agewatch.release import gate, store, trust
 from agewatch.release.gate import Compared, Decision, Record, judge
 from agewatch.release.package import package
 from agewatch.scoring.scorer import Execution
@@ -153,6 +153,9 @@ def test_a_decision_against_another_model_does_not_count(folder: Path) -> None:
         gate.promote(folder, folder / "agewatch-2.mar", force=False)
     keep(folder, promote=True)
     _replace_weights(folder / "agewatch-2.mar")
+    with pytest.raises(ModelError, match="not on record"):
+        gate.promote(folder, folder / "agewatch-2.mar", force=True)
+    trust.trust(folder, folder / "agewatch-2.mar")
     with pytest.raises(UsageError, match="not compared"):
         gate.promote(folder, folder / "agewatch-2.mar", force=False)
 

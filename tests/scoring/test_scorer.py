@@ -59,7 +59,7 @@ def test_a_row_has_the_interval_of_its_mode(model_folder: Path, cache: Path, tmp
     AgeModel(replace(model.spec, calibration=only_crops), model.weights).save(tmp_path)
 
     def width(mode: Mode) -> float:
-        job = Job(door.at(ASTRONAUT.parent), Key("space", "m", mode), tmp_path, cache, "openvino", "f32", "run")
+        job = Job(door.at(ASTRONAUT.parent), Key("space", "m", mode), "run", tmp_path, cache, "openvino", "f32")
         [row] = Scorer(job).score([FileRef(ASTRONAUT.name)]).rows
         return row["age_high"] - row["age_low"]
 
