@@ -13,6 +13,9 @@ from typing import IO, Any
 
 from agewatch.errors import TableError
 
+_USERS = os.umask(0o077)
+os.umask(_USERS)
+
 
 def keep_private() -> None:
     """Let what this process and its children create from now on be its user's alone: folders 0700, files 0600.
@@ -20,6 +23,22 @@ def keep_private() -> None:
     Called at the doors, the command line and the flows: what is written holds faces' data almost everywhere.
     """
     os.umask(0o077)
+
+
+@contextmanager
+def shared(named: Path | None, home: Path) -> Iterator[None]:
+    """Let what a person named outside the home have the rights that their own umask gives, while the body writes it.
+
+    What the body writes into the home meanwhile is kept private by the home's own rights.
+    """
+    if named is None or named.resolve().is_relative_to(home.resolve()):
+        yield
+        return
+    before = os.umask(_USERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from agewatch.cli.options import (
     statuses_of,
 )
 from agewatch.errors import UsageError
+from agewatch.files import shared
 from agewatch.settings import Settings
 
 app = typer.Typer()
@@ -67,7 +68,10 @@ def score(
     """Score every picture of ARCHIVE that is not scored yet: one row a face, one honest row for every file."""
     from agewatch.cli import display
 
-    with display.progress(quiet=as_json) as on_progress:
+    home = Settings().home
+    if predictions is not None:  # else it is made with the first thing that is written into it
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with display.progress(quiet=as_json) as on_progress, shared(predictions, home):
         summary = api.score_archive(
             place, model=model, predictions=predictions, faces=faces, engine=engine, url=url,
             key_file=key_file, precision=precision, workers=workers, max_refused=max_refused, max_gone=max_gone,
@@ -121,17 +125,20 @@ def export(
     if format == "xmp":
         if statuses:
             raise UsageError("--format xmp is of faces: --status says nothing there.")
-        written = api.sidecars(
-            out, model=model, predictions=predictions, archive=archive, into_archive=into_archive, with_gone=with_gone
-        )
+        with shared(out, Settings().home):
+            written = api.sidecars(
+                out, model=model, predictions=predictions, archive=archive, into_archive=into_archive,
+                with_gone=with_gone,
+            )  # fmt: skip
         answer(as_json, {**vars(written), "out": str(out.resolve())}, display.sidecars, written)
         return
     if into_archive:
         raise UsageError("--into-archive is for --format xmp.")
-    rows = api.export(
-        out, format=format, model=model, predictions=predictions, archive=archive, statuses=statuses,
-        all_models=all_models, with_gone=with_gone,
-    )  # fmt: skip
+    with shared(out, Settings().home):
+        rows = api.export(
+            out, format=format, model=model, predictions=predictions, archive=archive, statuses=statuses,
+            all_models=all_models, with_gone=with_gone,
+        )  # fmt: skip
     left = {} if all_models else api.left_to_rescore(model=model, predictions=predictions, archive=archive)
     content = {"rows": rows, "out": str(out.resolve()), "left_to_rescore": left}
     answer(as_json, content, display.exported, rows, out, left)

@@ -8,6 +8,8 @@ import typer
 
 from agewatch.cli.options import JsonOption, answer
 from agewatch.errors import UsageError
+from agewatch.files import shared
+from agewatch.settings import Settings
 
 app = typer.Typer()
 _AT = datetime(1900, 1, 1, 1)  # typer knows no time of day
@@ -31,7 +33,8 @@ def init(
     from agewatch.nights import init as room
     from agewatch.nights.schedule import FILE
 
-    named = room.write(archives, labelled=labelled or [], at=at.time(), timezone=timezone)
+    with shared(FILE, Settings().home):
+        named = room.write(archives, labelled=labelled or [], at=at.time(), timezone=timezone)
     zone = timezone or room.local_timezone()
     told = "".join(f"{name:<15} {folder}\n" for name, folder in named.items())
     content = {"file": str(FILE), "archives": {name: str(folder) for name, folder in named.items()}, "timezone": zone}

@@ -33,6 +33,15 @@ def test_what_is_written_is_its_users_alone_and_goes_to_another_home(
     written = [home, *home.rglob("*")]
     assert {"predictions", "reports", "labels.parquet"} <= {path.name for path in written}
     assert [path for path in written if path.stat().st_mode & 0o077] == []
+    assert run("export", "--out", "rows.csv", *model)[0] == run("export", "--out", home / "rows.csv", *model)[0] == 0
+    other = {"AGEWATCH_HOME": str(tmp_path / "other")}
+    table = ("--predictions", tmp_path / "shared", "--max-refused", "1")
+    assert run("score", archive, *model, *table, umask=0o027, **other)[0] == 0
+    assert run("init", archive)[0] == 0
+    places = ("rows.csv", "home/rows.csv", "prefect.yaml", "shared", "shared/_delta_log", "other")
+    assert [(tmp_path / place).stat().st_mode & 0o777 for place in places] == [
+        0o644, 0o600, 0o644, 0o750, 0o750, 0o700,
+    ]  # fmt: skip
 
     code, out, _ = run("doctor", "--json")
     told = json.loads(out)
