@@ -107,7 +107,8 @@ def _looks(state: "ArchiveState", now: datetime, wide: bool) -> list[Text]:
         began, heard = state.running.started or now, state.running.heartbeat or now
         told = f"under way for {_long(now - began)}, heard of {_long(now - heard)} ago"
         told += f"; it waits for {state.waits_for}" if state.waits_for else ""
-        say(f"{told}. Does it hang?" if state.is_silent else f"{told}.", _BAD if state.is_silent else _WARN)
+        hangs = state.is_silent or state.is_long
+        say(f"{told}. Does it hang?" if hangs else f"{told}.", _BAD if hangs else _WARN)
     figures = state.last.figures if state.last is not None and not wide else {}
     if told := ", ".join(f"{figures[key]:,} {name}" for key, name in _FIGURES if isinstance(figures.get(key), int)):
         say(f"{told}.", _DIM)

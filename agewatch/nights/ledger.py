@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -63,7 +64,10 @@ class Night:
 
 @dataclass(frozen=True)
 class News:
-    """Something that somebody must be told: an outcome of TROUBLE, or `drift`. `id` grows."""
+    """Something that somebody must be told: an outcome of TROUBLE, `drift`, or `long` of one without an end.
+
+    `id` grows.
+    """
 
     id: int
     at: datetime
@@ -263,6 +267,32 @@ class Ledger:
                 _tell(db, night.archive, night.flow, night.due, "crashed", reason)
 
         self._write(write)
+
+    def forget(self, before: datetime) -> int:
+        """Delete the nights that were due before a time, and their news; how many nights. One under way stays."""
+        when = _text(before)
+        with self._opened() as db:
+            gone = db.execute("DELETE FROM nights WHERE due < ? AND outcome IS NOT NULL", (when,)).rowcount
+            db.execute("DELETE FROM news WHERE at < ?", (when,))
+            # Else they would be missed from then on.
+            db.execute("UPDATE watched SET since = ? WHERE since < ?", (when, when))
+        return gone
+
+    def tell_long(self, night: Night) -> None:
+        """Note, once, that somebody must be told of a night that goes on and on."""
+        began = _text(night.started or night.due)
+        with self._opened() as db:
+            _tell(db, night.archive, night.flow, night.due, "long", f"It is under way since {began}. Does it hang?")
+
+    def retrainings_failed(self, asked_at: datetime) -> int:
+        """How many runs of the flow `retrain` failed in a row until now; one that was asked for and never began is one.
+
+        None has failed while one is under way. What a person cancelled is no failure.
+        """
+        begun = [(night.started, night.outcome) for night in self.nights("", "retrain", newest=50) if night.started]
+        failed = list(takewhile(lambda one: one[1] in {"failed", "crashed", "stopped"}, reversed(begun)))
+        is_lost = not begun or (begun[-1][1] is not None and begun[-1][0] < asked_at.replace(microsecond=0))
+        return max(len(failed), int(is_lost))
 
     def _write(self, write: Callable[[sqlite3.Connection], object]) -> None:
         """Write in one transaction, also on a full disk: what was set aside makes room for these words."""

@@ -26,6 +26,8 @@ NIGHT, RETRAIN = "night", "retrain"
 """The flows that leave rows in the ledger."""
 MOST_GRACE = timedelta(minutes=15)
 """A night that has not begun so long after it was due is missed; less where nights follow each other sooner."""
+LONG = timedelta(hours=24)
+"""Of a night that is under way for so long somebody is told, also where it says that it is alive."""
 _LONGEST = 1_000  # nights that are looked back on
 _CLOCK_CHANGE = timedelta(hours=3)  # no zone changes its clock by more
 
@@ -144,9 +146,15 @@ def archive_of(folder: str, name: str | None) -> str:
 
 
 def settle(ledger: Ledger, planned: list[Planned], now: datetime | None = None) -> None:
-    """Write what became of nights that nobody wrote about: dead ones as crashed, those never begun as missed."""
+    """Write what became of nights that nobody wrote about: dead ones as crashed, those never begun as missed.
+
+    One that is under way for LONG is told.
+    """
     now = now or datetime.now(UTC)
     end_dead(ledger)
+    for night in ledger.under_way():
+        if now - (night.started or now) > LONG:
+            ledger.tell_long(night)
     for one in planned:
         since = ledger.watch(one.archive, one.flow, one.schedule, now)
         due = missing(one, ledger.nights(one.archive, one.flow, _LONGEST), since, now)

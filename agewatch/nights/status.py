@@ -36,8 +36,8 @@ class ArchiveState:
 
     `last` is its last night that ended, `running` the one under way, `judged` the last one with a verdict on drift.
     `waits_for` is the archive whose turn it is meanwhile. `is_missing`: the last night that was due is not made up;
-    `is_silent`: the one under way was not heard of for SILENT. `next_due` is None where it is paused or no longer
-    planned, or not known.
+    `is_silent`: the one under way was not heard of for SILENT; `is_long`: it goes on for schedule.LONG. `next_due` is
+    None where it is paused or no longer planned, or not known.
     """
 
     archive: str
@@ -50,6 +50,7 @@ class ArchiveState:
     judged: Night | None
     is_missing: bool
     is_silent: bool
+    is_long: bool
 
     @property
     def drifts(self) -> bool:
@@ -66,6 +67,7 @@ class ArchiveState:
             "next": _iso(self.next_due),
             "missing": self.is_missing,
             "silent": self.is_silent,
+            "long": self.is_long,
             "last": _row(self.last) if self.last else None,
             "running": {**_row(self.running), "waits_for": self.waits_for} if self.running else None,
             "drift": {key: verdict.get(key) for key in ("verdict", "headline", "cause", "since", "advice")},
@@ -94,9 +96,9 @@ class Status:
 
     @property
     def exit_code(self) -> int:
-        """6 where a night is missing, late or silent; else 4 where drift stands; else 0."""
+        """6 where a night is missing, late, silent or long; else 4 where drift stands; else 0."""
         planned = [state for state in self.archives if state.is_planned]
-        if any(state.is_missing or state.is_silent for state in planned):
+        if any(state.is_missing or state.is_silent or state.is_long for state in planned):
             return 6
         return 4 if any(state.drifts for state in planned) else 0
 
@@ -186,6 +188,7 @@ def _state(ledger: Ledger, archive: str, one: Planned | None, now: datetime) -> 
         max(reversed(judged), key=lambda night: night.ended or night.due, default=None),
         answered is not None and answered.outcome in MISSING,
         running is not None and now - (running.heartbeat or running.due) > SILENT,
+        running is not None and now - (running.started or now) > schedule.LONG,
     )
 
 

@@ -3,7 +3,6 @@
 import json
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from agewatch.errors import TableError, UsageError
 from agewatch.nights import schedule
 from agewatch.nights.schedule import AUTOMATIONS
-from agewatch.processes import LOOPBACK
+from agewatch.processes import LOOPBACK, is_free
 from agewatch.scoring.predictions import open_table
 from agewatch.settings import Settings
 from agewatch.upkeep.finding import Finding
@@ -83,14 +82,14 @@ def java(_settings: Settings) -> Iterator[Finding]:
 def ports(settings: Settings) -> Iterator[Finding]:
     """Are the ports of Prefect and TorchServe free, or theirs already?"""
     who = "ss -ltnp 'sport = :{}'".format
-    if not _is_taken(PREFECT_PORT):
+    if is_free(PREFECT_PORT):
         yield Finding("ports", "ok", f"Port {PREFECT_PORT} is free for Prefect's server.")
     elif _asked(f"http://{LOOPBACK}:{PREFECT_PORT}/api/health") is True:
         yield Finding("ports", "ok", f"Prefect's server answers at port {PREFECT_PORT}.")
     else:
         told = f"Another program listens at port {PREFECT_PORT}: end it, or give Prefect another, `agewatch up --port`."
         yield Finding("ports", "wrong", told, who(PREFECT_PORT))
-    if not _is_taken(SERVE_PORT):
+    if is_free(SERVE_PORT):
         yield Finding("ports", "ok", f"Port {SERVE_PORT} is free for `agewatch serve`.")
     elif (settings.home / "serve" / str(SERVE_PORT) / "key_file.json").exists():
         yield Finding("ports", "ok", f"`agewatch serve` listens at port {SERVE_PORT}.")
@@ -134,7 +133,7 @@ def telemetry(_settings: Settings) -> Iterator[Finding]:
     if done.stdout.split() != ["1", "false"]:
         yield Finding("telemetry", "wrong", "The flows do not turn off what Prefect reports to its makers.")
         return
-    if _is_taken(PREFECT_PORT):
+    if not is_free(PREFECT_PORT):
         its = _asked(f"http://{LOOPBACK}:{PREFECT_PORT}/api/admin/settings")
         if isinstance(its, dict) and its.get("server", {}).get("analytics_enabled"):
             sentence = (
@@ -179,12 +178,6 @@ def _is_synchronised() -> bool | None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
         return {"yes": True, "no": False}.get(done.stdout.strip())
     return None
-
-
-def _is_taken(port: int) -> bool:
-    with socket.socket() as asked:
-        asked.settimeout(1)
-        return asked.connect_ex((LOOPBACK, port)) == 0
 
 
 def _asked(url: str, body: bytes | None = None) -> Any:

@@ -9,15 +9,15 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from agewatch.errors import AgewatchError, TableError
 from agewatch.files import lock
+from agewatch.nights.ledger import Ledger
 from agewatch.release import store
 from agewatch.scoring import predictions
 from agewatch.scoring.beside import FOLDER, SUMMARIES, name_of
@@ -91,7 +91,7 @@ def tidy(settings: Settings, now: datetime) -> Tidied:
         "training": ("training runs", lambda: clear_runs(settings.home / "train", settings.model_store, now)),
         "caches": ("caches", lambda: _caches(settings, now)),
         "logs": ("logs", lambda: _logs(settings.home, now)),
-        "nights": ("rows of nights", lambda: _nights(settings.home / "nights" / "ledger.sqlite", now)),
+        "nights": ("rows of nights", lambda: _nights(settings.home, now)),
     }
     try:
         for name, (words, part) in parts.items():
@@ -229,18 +229,6 @@ def _logs(home: Path, now: datetime) -> Cleared:
     return cleared
 
 
-def _nights(file: Path, now: datetime) -> Cleared:
-    """Delete rows of the ledger that are older than LEDGER; a night that is under way stays."""
-    if not file.is_file():
-        return Cleared()
-    before = (now - LEDGER).astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    cleared = Cleared()
-    with closing(sqlite3.connect(file, timeout=60)) as db, db:
-        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if "nights" in tables:
-            cleared.n = db.execute("DELETE FROM nights WHERE due < ? AND outcome IS NOT NULL", (before,)).rowcount
-        if "news" in tables:
-            db.execute("DELETE FROM news WHERE at < ?", (before,))
-        if "watched" in tables:  # else nights whose rows went would be missed from then on
-            db.execute("UPDATE watched SET since = ? WHERE since < ?", (before, before))
-    return cleared
+def _nights(home: Path, now: datetime) -> Cleared:
+    """Delete rows of the ledger that are older than LEDGER; a home without nights gets no ledger by this."""
+    return Cleared(Ledger(home).forget(now - LEDGER)) if (home / "nights").is_dir() else Cleared()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agewatch.cli import screen
+from agewatch.nights.alerts import compose
 from agewatch.nights.ledger import Ledger, Outcome
 from agewatch.nights.night import held, turn
 from agewatch.nights.status import UP_LOCK, Status, look
@@ -147,6 +148,18 @@ def test_a_night_under_way_waits_or_is_silent(ledger: Ledger) -> None:
         assert found.exit_code == 6
         assert archives["town"].is_silent
         assert states(NOW - HOUR)[0].exit_code == 0  # a clock that was set back
+
+
+def test_a_night_that_goes_on_for_more_than_a_day_is_told_once_though_it_is_alive(ledger: Ledger) -> None:
+    with held(ledger, "town", "night", NOW):
+        for hours in (23, 25, 26):
+            assert states(NOW + hours * HOUR)[1]["town"].is_long == (hours > 24)
+        told = [news for news in ledger.news() if news.what == "long"]
+        assert [news.due for news in told] == [NOW.replace(microsecond=0)]
+        text = compose(ledger, told).text
+        assert "long. It is under way since" in text
+        assert "runs again" not in text
+    assert "Since then: done." in compose(ledger, told).text
 
 
 def test_it_says_whether_up_runs_and_what_the_store_holds(ledger: Ledger, tmp_path: Path) -> None:
