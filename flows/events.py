@@ -18,6 +18,7 @@ from prefect.events.actions import DoNothing, RunDeployment
 from prefect.exceptions import ObjectNotFound, PrefectException
 
 from agewatch.errors import UsageError
+from agewatch.nights.ledger import Ledger
 from agewatch.nights.schedule import AUTOMATIONS
 from agewatch.release import loop, records
 from agewatch.release.loop import LIMITS, Limits, Wanted
@@ -37,7 +38,10 @@ def tell(content: Mapping[str, Any], *, table: Path | None = None, limits: Limit
     put on record, and the next night asks again. Raises TableError or ModelError.
     """
     settings = Settings()
-    answer, alarm = loop.asked(content, table=table or settings.predictions, folder=settings.model_store, limits=limits)
+    answer, alarm = loop.asked(
+        content, table=table or settings.predictions, folder=settings.model_store, limits=limits,
+        failed=Ledger(settings.home).retrainings_failed,
+    )  # fmt: skip
     if content["verdict"] != "drift":
         return answer
     resource = Resource(

@@ -13,6 +13,7 @@ from models import tiny_model
 from pictures import ASTRONAUT, encoded, torn
 from PIL import Image
 from scripted import script  # noqa: F401  a fixture
+from servers import api, here  # noqa: F401  fixtures
 
 hypothesis.settings.register_profile("agewatch", deadline=None)  # machines are shared: no assertion is timed
 hypothesis.settings.load_profile("agewatch")

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from agewatch.processes import free_ports
 
@@ -85,6 +86,24 @@ class Api:
         """The data of a flow run's artifacts by their keys."""
         found = self.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run_id]}})
         return {artifact["key"]: artifact["data"] for artifact in found}
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as found:
+        yield found
+
+
+@pytest.fixture
+def here(api: Api) -> Iterator[Api]:
+    """Flows called in this process report to the server."""
+    import flows  # noqa: F401  before prefect: it turns telemetry off
+
+    # isort: split
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: api.url, PREFECT_HOME: api.env["PREFECT_HOME"]}):
+        yield api
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from nights import night as night_of
 from nights import store as store_nights
 from pictures import encoded, seven_faces, torn
 from PIL import Image
-from servers import START_SECONDS, Api, free_port, prefect_server, started, wait_for
+from servers import START_SECONDS, Api, free_port, started, wait_for
 
 import flows.score  # before prefect: it turns telemetry off
 from agewatch.api import model_file
@@ -29,7 +28,6 @@ from agewatch.upkeep import disk
 
 # isort: split
 
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows.drift import drift_report
 from flows.night import night
@@ -37,19 +35,6 @@ from flows.night import night
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 RUN_SECONDS = 240
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as found:
-        yield found
-
-
-@pytest.fixture
-def here(api: Api) -> Iterator[Api]:
-    """Flows called in this process report to the server."""
-    with temporary_settings({PREFECT_API_URL: api.url, PREFECT_HOME: api.env["PREFECT_HOME"]}):
-        yield api
 
 
 @pytest.fixture

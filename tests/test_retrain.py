@@ -3,7 +3,6 @@
 import errno
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
@@ -16,7 +15,7 @@ from models import tiny_model
 from nights import day, night
 from nights import store as store_nights
 from PIL import Image
-from servers import Api, prefect_server
+from servers import Api, free_port
 
 import flows.retrain  # before prefect: it turns telemetry off
 from agewatch import files, score_archive
@@ -38,22 +37,9 @@ from monitoring import drift
 # isort: split
 
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 RECIPE = "epochs = 2\nbatch_size = 32\n"
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as found:
-        yield found
-
-
-@pytest.fixture
-def here(api: Api) -> Iterator[Api]:
-    """Flows called in this process report to the server."""
-    with temporary_settings({PREFECT_API_URL: api.url, PREFECT_HOME: api.env["PREFECT_HOME"]}):
-        yield api
 
 
 @pytest.fixture
@@ -138,6 +124,9 @@ def test_people_drift_leads_to_a_better_model_that_is_held_promoted_and_scores_t
     rows = predictions.read(table, columns=["path", "age"]).slice(2000, 240)
     (desk / "ages.csv").write_text("path,age\n" + "".join(f"{r['path']},{r['age']:.0f}\n" for r in rows.to_pylist()))
     late.add(table, Key("town", old, "crop"), desk / "ages.csv")
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
+        assert tell(drifted).answer == "retrain"
+    assert records.alarms(models) == [], "the server was away: the next night asks again"
     assert tell(drifted).answer == "retrain"
     assert tell(drifted).why.startswith("A retraining was asked for")
     [alarm] = records.alarms(models)
@@ -262,7 +251,12 @@ def test_a_step_whose_disk_stumbled_goes_on_and_one_whose_disk_is_full_does_not(
     assert tries == [errno.ENOSPC]
 
 
-def test_no_path_leaves_the_machine() -> None:
+def test_no_path_leaves_the_machine(tmp_path: Path) -> None:
+    odd, gone = tmp_path / "my press" / "May, 1 (a).jpg", tmp_path / "a disk" / "that is away"
+    odd.parent.mkdir()
+    odd.touch()
+    assert without_paths(f"The file {odd} can't be read.") == "The file … can't be read."
+    assert without_paths(f"There is no folder {gone}.", gone) == "There is no folder …."
     assert without_paths("The folder /a/b can't be listed.") == "The folder … can't be listed."
     assert without_paths("/w/t.csv, line 3: 'abc' is no age.") == "…, line 3: 'abc' is no age."
     assert without_paths("see /a/ts_log.log and /b/java.log.") == "see … and …."

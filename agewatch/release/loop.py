@@ -1,6 +1,6 @@
 """From drift to a better model: when a retraining is wanted, and when a person has to look."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +34,7 @@ class Limits:
 
 
 LIMITS = Limits()
+_AGAIN_DAYS, _LONGER = 0.5, 4.0  # after one that failed the next night asks, after two two days later, and so on
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,14 @@ class Finding:
 class Past:
     """What was asked and done before: when the archive last asked, when a retraining last ended, what waits.
 
-    `waiting` is a model that passed the gate and its smoke test and is held for approval.
+    `waiting` is a model that passed the gate and its smoke test and is held for approval; `failed` how many retrainings
+    left no model since one did, in a row.
     """
 
     asked_at: datetime | None = None
     ended_at: datetime | None = None
     waiting: str | None = None
+    failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def wanted(finding: Finding, new_labels: int, past: Past, now: datetime, limits:
 
     `new_labels` are those of the archive that the current model has not seen. A cause in the pictures or in the machine
     is never trained away, whatever labels say. An alarm that goes on asks again when its retraining has ended and the
-    cool-down passed since, or where no retraining ended, when it passed since it asked.
+    cool-down passed since, or where no retraining ended, when it passed since it asked. One that failed has trained
+    nothing: the next night asks again, and each time it fails the wait is longer, up to the cool-down.
     """
     if finding.verdict != "drift":
         return Wanted("wait", "There is no drift.")
@@ -89,10 +93,14 @@ def wanted(finding: Finding, new_labels: int, past: Past, now: datetime, limits:
             "wait", f"{past.waiting} passed and waits for approval: `agewatch models promote` makes it current."
         )
     last = max((at for at in (past.asked_at, past.ended_at) if at is not None), default=None)
-    if last is not None and now - last < timedelta(days=limits.cool_down_days):
-        ended = past.ended_at is not None and past.ended_at == last
+    ended = past.ended_at is not None and past.ended_at == last
+    days = limits.cool_down_days
+    if past.failed and not ended:
+        days = min(days, _AGAIN_DAYS * _LONGER ** (past.failed - 1))
+    if last is not None and now - last < timedelta(days=days):
         what = "A retraining ended" if ended else "A retraining was asked for"
-        return Wanted("wait", f"{what} on {last.date()}: the next may begin {limits.cool_down_days:g} days later.")
+        none = " and has left no model" if past.failed and not ended else ""
+        return Wanted("wait", f"{what} on {last.date()}{none}: the next may begin {days:g} days later.")
     if new_labels < limits.new_labels:
         return Wanted(
             "wait",
@@ -112,25 +120,37 @@ def new_labels(table: Path, archive: str, model_path: Path) -> int:
     return int((~np.isin(hash_keys(pa.array(labels["content_hash"])), known)).sum())
 
 
-def past(folder: Path, archive: str) -> Past:
-    """What a store has on record of retrainings, and of the alarms of an archive. Raises ModelError."""
+def past(folder: Path, archive: str, failed: Callable[[datetime], int] = lambda _: 0) -> Past:
+    """What a store has on record of retrainings, and of the alarms of an archive. Raises ModelError.
+
+    `failed` says how many retrainings failed in a row until now, where the last one was asked for at a time.
+    """
     alarms = [alarm for alarm in records.alarms(folder) if alarm.archive == archive]
     made = records.trainings(folder)
+    asked_at = _time(alarms[0].asked_at) if alarms else None
     return Past(
-        asked_at=_time(alarms[0].asked_at) if alarms else None,
+        asked_at=asked_at,
         ended_at=_time(made[0].ended_at) if made else None,
         waiting=_waiting(folder, made[0]) if made else None,
+        failed=failed(asked_at) if asked_at else 0,
     )
 
 
-def asked(content: Mapping[str, Any], *, table: Path, folder: Path, limits: Limits = LIMITS) -> tuple[Wanted, Alarm]:
+def asked(
+    content: Mapping[str, Any],
+    *,
+    table: Path,
+    folder: Path,
+    limits: Limits = LIMITS,
+    failed: Callable[[datetime], int] = lambda _: 0,
+) -> tuple[Wanted, Alarm]:
     """What a drift run's `drift.json` asks for now, and the alarm to keep where it asks for a retraining.
 
-    `table` is the predictions table, `folder` the model store. Raises TableError or ModelError.
+    `table` is the predictions table, `folder` the model store, `failed` as of `past`. Raises TableError or ModelError.
     """
     archive, current = content["archive"], store.resolve(None, folder)
     count = new_labels(table, archive, current) if content["verdict"] == "drift" else 0
-    answer = wanted(Finding.of(content), count, past(folder, archive), datetime.now(UTC), limits)
+    answer = wanted(Finding.of(content), count, past(folder, archive, failed), datetime.now(UTC), limits)
     return answer, Alarm.of(content, count)
 
 

@@ -10,6 +10,7 @@ from rows import row, writer
 from agewatch import files
 from agewatch.estimator.model import AgeModel
 from agewatch.labelled import late
+from agewatch.nights.ledger import Ledger
 from agewatch.release import loop, records, smoke, store
 from agewatch.release.loop import Finding, Past, wanted
 from agewatch.release.package import package
@@ -40,6 +41,9 @@ def ago(days: float) -> datetime:
         (PEOPLE, 999, Past(asked_at=ago(15)), "retrain", ""),  # that one was lost
         (PEOPLE, 999, Past(asked_at=ago(15), ended_at=ago(13)), "wait", "A retraining ended on 2026-06-17"),
         (PEOPLE, 999, Past(asked_at=ago(16), ended_at=ago(14)), "retrain", ""),
+        (PEOPLE, 999, Past(asked_at=ago(0.9), failed=1), "retrain", ""),
+        (PEOPLE, 999, Past(asked_at=ago(0.9), failed=2), "wait", "asked for on 2026-06-29 and has left no model"),
+        (PEOPLE, 999, Past(asked_at=ago(3), ended_at=ago(2), failed=1), "wait", "A retraining ended on 2026-06-28"),
         (PEOPLE, 999, Past(ago(40), ago(39), "agewatch-7@0"), "wait", "agewatch-7@0 passed and waits for approval"),
     ],
 )
@@ -60,6 +64,25 @@ def test_a_persistent_alarm_asks_once_until_its_retraining_ended_and_the_cool_do
             asked.append(day)
             past = Past(asked_at=now, ended_at=now + timedelta(days=2))
     assert asked == [0, 16, 32, 48]
+
+
+def test_one_that_fails_is_asked_for_the_next_night_and_then_ever_more_seldom(tmp_path: Path) -> None:
+    asked, ledger = list[int](), Ledger(tmp_path)
+    asked_at: datetime | None = None
+    for day in range(60):
+        now = NOW + timedelta(days=day)
+        failed = ledger.retrainings_failed(asked_at) if asked_at else 0
+        if wanted(PEOPLE, 300, Past(asked_at, failed=failed), now).answer == "retrain":
+            asked_at = now
+            asked.append(day)
+            ledger.begin("", "retrain", now, None)
+            assert ledger.retrainings_failed(now - timedelta(days=9)) == 0, "one is under way"
+            ledger.end("", "retrain", now, "failed", "No.", {})
+    assert asked == [0, 1, 3, 11, 25, 39, 53]
+    assert ledger.retrainings_failed(datetime.now(UTC) + timedelta(days=1)) == 7, "one was lost, and none the more"
+    ledger.begin("", "retrain", NOW + timedelta(days=99), None)
+    ledger.end("", "retrain", NOW + timedelta(days=99), "cancelled", None, {})
+    assert ledger.retrainings_failed(NOW) == 0, "a person's will"
 
 
 def content(archive: str, model: str) -> dict[str, object]:
