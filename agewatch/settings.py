@@ -3,6 +3,7 @@
 Nothing is written at import.
 """
 
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agewatch.errors import UsageError
 
+_BEGIN, _END = re.compile(r"(?<![^\s'\"`(])/\S"), re.compile(r"(?=[\s'\"`),:;.])|$")
 _PATH = re.compile(r"[^\s'\"`(]*/[^\s'\"`),:;]*[^\s'\"`),:;.]")
 
 
@@ -65,8 +67,16 @@ class Settings(BaseSettings):
         return self.home / "cache"
 
 
-def without_paths(sentence: str) -> str:
-    """A sentence as it may leave the machine: in the place of each path an ellipsis."""
-    for folder in (Settings().home, Settings().model_store, Path()):
+def without_paths(sentence: str, *known: Path) -> str:
+    """A sentence as it may leave the machine: in the place of each path an ellipsis.
+
+    A path may hold spaces where something lies there, or below one of the `known` folders.
+    """
+    for found in reversed([*_BEGIN.finditer(sentence)]):
+        ends = [end.start() for end in _END.finditer(sentence, found.end())]
+        there = (end for end in reversed(ends) if os.path.lexists(sentence[found.start() : end]))
+        if (end := next(there, None)) is not None:
+            sentence = f"{sentence[: found.start()]}…{sentence[end:]}"
+    for folder in (*known, Settings().home, Settings().model_store, Path()):
         sentence = sentence.replace(str(folder.resolve()), "…")
     return _PATH.sub("…", sentence)

@@ -18,7 +18,6 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from agewatch import api
 from agewatch.errors import AgewatchError
 from agewatch.estimator.spec import Mode
 from agewatch.files import keep_traceback
@@ -29,13 +28,13 @@ from agewatch.scoring.score import Summary
 from agewatch.settings import Settings, without_paths
 from agewatch.upkeep.disk import room_for_a_night
 from flows import events, shown
+from flows.score import Share, scored
 from flows.steps import step
 
 _OUTCOMES: dict[int, Outcome] = {0: "done", 1: "failed", 3: "refused", 6: "gone"}
 DRIFT_SECONDS = 2 * 60 * 60
 """So long a verdict may take; one of a million rows takes seconds."""
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Minutes = Annotated[float, Field(ge=0)]
 
 
@@ -90,8 +89,7 @@ def night(
         return Completed(name=not_now.outcome.capitalize(), message=f"{not_now.outcome}: {not_now}")
     except AgewatchError as error:
         print(f"agewatch: {error}", file=sys.stderr, flush=True)
-        told = str(error).replace(str(Path(archive_folder).resolve()), "…")  # whole, where its name holds a space
-        return Failed(message=without_paths(told))
+        return Failed(message=without_paths(str(error), Path(archive_folder)))
     except TerminationSignal:
         if shown.best_effort(_is_cancelled, run):
             ledger.cancel(run)
@@ -105,10 +103,8 @@ def night(
 
 @step()
 def score(archive_folder: str, said: dict[str, Any]) -> Summary:
-    """Score what is new; see `agewatch.score_archive`."""
-    summary = api.score_archive(archive_folder, **said, progress=shown.Progress())
-    shown.scored(summary)
-    return summary
+    """Score what is new."""
+    return scored(archive_folder, **said)
 
 
 @step(timeout_seconds=DRIFT_SECONDS)

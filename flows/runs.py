@@ -5,6 +5,7 @@ Prefect's server can't know that the process of a run is dead; the machine that 
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import psutil
@@ -27,8 +28,8 @@ from agewatch.nights.ledger import TROUBLE, UNFINISHED, Ledger, Night
 from agewatch.nights.schedule import Planned
 from agewatch.settings import without_paths
 
-POOL = "local"
-"""The work pool of `prefect.yaml`."""
+POOL = "agewatch"
+"""The work pool of `prefect.yaml`: of its own, as a worker takes whatever lies in its pool."""
 MOST_ATTEMPTS = 3
 """So many runs a night may take that crashes; then it waits for the next night. One that was stopped goes on."""
 _UNDER_WAY = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
@@ -66,7 +67,7 @@ def end_dead(
             continue
         if night is None and not is_ours:
             continue
-        state = _how_it_ended(run.state, night)
+        state = _how_it_ended(run.state, night, [Path(one.folder) for one in planned if one.folder])
         client.set_flow_run_state(run.id, state, force=True)
         ended.append(run.name)
     return ended
@@ -131,8 +132,8 @@ def _deployment(client: SyncPrefectClient, one: Planned) -> DeploymentResponse |
         return None
 
 
-def _how_it_ended(state: State, night: Night | None) -> State:
-    reason = without_paths((night and night.reason) or "Its process ended without a word.")
+def _how_it_ended(state: State, night: Night | None, folders: list[Path]) -> State:
+    reason = without_paths((night and night.reason) or "Its process ended without a word.", *folders)
     if state.is_cancelling() or (night is not None and night.outcome == "cancelled"):
         return Cancelled(message=reason)
     if night is not None and night.outcome in ("done", "covered", "skipped"):

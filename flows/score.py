@@ -5,7 +5,7 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 # isort: split
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -15,6 +15,7 @@ from pydantic import Field
 from agewatch import api
 from agewatch.errors import AgewatchError
 from agewatch.estimator.spec import Mode
+from agewatch.scoring.score import Summary
 from flows import shown
 from flows.steps import failed
 
@@ -40,19 +41,12 @@ def score_archive(
     fails the run, told without paths.
     """
     try:
-        summary = api.score_archive(
-            archive_folder,
-            model=model,
-            faces=mode,
-            max_refused=max_refused,
-            max_gone=max_gone,
+        summary = scored(
+            archive_folder, name=name, model=model, faces=mode, max_refused=max_refused, max_gone=max_gone,
             exclude=exclude or (),
-            name=name,
-            progress=shown.Progress(),
-        )
+        )  # fmt: skip
     except AgewatchError as error:  # a finding about the archive or the request: told without a trace
         return failed(error)
-    shown.scored(summary)
     refused = sum(summary.refused.values())
     if summary.problem:
         return Failed(message=summary.problem)
@@ -60,6 +54,13 @@ def score_archive(
         message=f"{summary.scored} of {summary.found} files were scored now; in all {summary.faces} faces,"
         f" {summary.no_face} files without a face, {refused} refused."
     )
+
+
+def scored(archive_folder: str, **said: Any) -> Summary:
+    """Score what is new, and show it; see `agewatch.score_archive`."""
+    summary = api.score_archive(archive_folder, **said, progress=shown.Progress())
+    shown.scored(summary)
+    return summary
 
 
 if __name__ == "__main__":

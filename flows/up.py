@@ -64,12 +64,11 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to run: with TorchServe, with Prefect's server on a port of loopback, from which `prefect.yaml`."""
+    """What is to run: with TorchServe, with Prefect's server on a port of loopback."""
 
     serve: bool = False
     server: bool = True
     port: int = 4200
-    file: Path = schedule.FILE
 
 
 def run(wanted: Wanted, tell: Tell) -> None:
@@ -78,7 +77,7 @@ def run(wanted: Wanted, tell: Tell) -> None:
     `tell` is given lines for a person. Raises UsageError where `prefect.yaml` is missing or wrong, AgewatchError where
     another `up` runs, or Prefect's server does not answer.
     """
-    planned, settings = schedule.read(wanted.file), Settings()
+    planned, settings = schedule.read(), Settings()
     home = settings.home.resolve()
     ledger = Ledger(home)
     with ExitStack() as undo:
@@ -111,7 +110,7 @@ class _Up:
                             before=self._before_worker)  # fmt: skip
         self._serve = part("torchserve", "-m", "agewatch", "serve") if wanted.serve else None
         self._in_vain = 0
-        self._said = wanted.file.read_bytes()
+        self._said = schedule.FILE.read_bytes()
         self._again: list[str] = []
         self._since, self._swept = datetime.now(UTC), time.monotonic()
         self._alert: subprocess.Popen[str] | None = None
@@ -219,17 +218,17 @@ class _Up:
     def _follow_the_file(self, client: SyncPrefectClient) -> None:
         """Deploy what `prefect.yaml` says now, where somebody has changed it; what is wrong in it is told once."""
         try:
-            said = self.wanted.file.read_bytes()
+            said = schedule.FILE.read_bytes()
             if said == self._said:
                 return
             self._said = said
-            planned = schedule.read(self.wanted.file)
+            planned = schedule.read()
             self._deploy(client, planned)
             self.planned = planned
         except (UsageError, OSError) as error:
             self.tell(f"{error} What it said before goes on.")
             return
-        self.tell(f"{self.wanted.file} was changed and is deployed anew:\n{self.nights()}")
+        self.tell(f"{schedule.FILE} was changed and is deployed anew:\n{self.nights()}")
 
     def _send_alerts(self) -> None:
         """Send what is new where `prefect.yaml` says so, in a process of its own: a channel may take minutes."""
@@ -242,7 +241,7 @@ class _Up:
         if not news or self._alert is not None or time.monotonic() < self._next_alert:
             return
         self._next_alert = time.monotonic() + ALERT_SECONDS
-        if not schedule.definitions(self.wanted.file).get("alert"):
+        if not schedule.definitions().get("alert"):
             return
         self._alerted = news[-1].id
         command = [sys.executable, "-m", "agewatch", "status", "--alert"]
@@ -275,7 +274,7 @@ class _Up:
 
     def _deploy(self, client: SyncPrefectClient, planned: list[Planned]) -> None:
         """Deploy what `prefect.yaml` says, and end what it says no longer, where the server is ours."""
-        file = str(self.wanted.file)
+        file = str(schedule.FILE)
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file]
         done = subprocess.run(command, env={**os.environ, **self._env}, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -1,6 +1,7 @@
 """How the nights stand: `agewatch status`, and the alerts that a timer asks for."""
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,8 +21,8 @@ def status(
 ) -> None:
     """Show each archive's last and next night, what runs, drift, the model, the disk; also while nothing runs.
 
-    Ends with 6 where a night is missing, late or silent, with 4 where drift stands. `--alert` sends what somebody must
-    be told, once, and ends with 1 where that was not taken: it is sent again the next time.
+    Ends with 6 where a night is missing, late, silent or under way for a day, with 4 where drift stands. `--alert`
+    sends what somebody must be told, once, and ends with 1 where that was not taken: it is sent again the next time.
     """
     if alert:
         _alert(as_json)
@@ -50,7 +51,8 @@ def _alert(as_json: bool) -> None:
         from flows.alerts import by_block
 
         ways["block"] = partial(by_block, set_up.block)
-    done = alerts.send(ledger, ways or {alerts.PRINTED: partial(_print, as_json)})
+    folders = [Path(one.folder) for one in planned if one.folder]
+    done = alerts.send(ledger, ways or {alerts.PRINTED: partial(_print, as_json)}, folders)
     content = {way: alert.content() for way, alert in done.taken.items()}
     answer(as_json, {"sent": content, "failed": done.failed}, _told, done.taken, done.failed)
     if not ways and not as_json:

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -56,7 +56,7 @@ class Channels(BaseModel):
 
 @dataclass(frozen=True)
 class Item:
-    """A night that needs a look. `what` is an outcome or `drift`; `since_then` what became of it after that.
+    """A night that needs a look. `what` is an outcome, `drift` or `long`; `since_then` what became of it after that.
 
     `counts` are of files and faces; `cause` and `since` of drift only.
     """
@@ -119,10 +119,10 @@ def look(ledger: Ledger, ways: Channels) -> Alerter:
     return Alerter(ways.names, sent or None, asked or None, unsent)
 
 
-def send(ledger: Ledger, ways: Mapping[str, Callable[[Alert], None]]) -> Sent:
+def send(ledger: Ledger, ways: Mapping[str, Callable[[Alert], None]], folders: Sequence[Path] = ()) -> Sent:
     """Send what is new on each way; each keeps how far it has told only when it took it.
 
-    A way raises AlertError where it did not take the alert.
+    A way raises AlertError where it did not take the alert. `folders` are the archives', which no alert names.
     """
     taken: dict[str, Alert] = {}
     failed: dict[str, str] = {}
@@ -135,7 +135,7 @@ def send(ledger: Ledger, ways: Mapping[str, Callable[[Alert], None]]) -> Sent:
             news = ledger.news(_told(ledger, name))
             try:
                 if news:
-                    alert = compose(ledger, news)
+                    alert = compose(ledger, news, folders)
                     way(alert)
                     ledger.keep(_TOLD + name, str(news[-1].id))
                     ledger.keep(_SENT, _now())
@@ -145,9 +145,9 @@ def send(ledger: Ledger, ways: Mapping[str, Callable[[Alert], None]]) -> Sent:
     return Sent(taken, failed)
 
 
-def compose(ledger: Ledger, news: list[News]) -> Alert:
+def compose(ledger: Ledger, news: list[News], folders: Sequence[Path] = ()) -> Alert:
     """One message of all that is new."""
-    items = tuple(_item(ledger, each) for each in news)
+    items = tuple(_item(ledger, each, folders) for each in news)
     nights = [item for item in items if item.what != "drift"]
     parts = []
     if nights:
@@ -214,18 +214,18 @@ def _told(ledger: Ledger, name: str) -> int:
     return max((int(ledger.kept(_TOLD + each) or 0) for each in (*Channels.model_fields, PRINTED)), default=0)
 
 
-def _item(ledger: Ledger, news: News) -> Item:
+def _item(ledger: Ledger, news: News, folders: Sequence[Path]) -> Item:
     row = ledger.night(news.archive, news.flow, news.due)
     figures = row.figures if row else {}
     what, reason, then = news.what, news.reason, None
     if row is not None and what != "drift":
         if row.outcome in TROUBLE:  # what its row says now is the last word
             what, reason = row.outcome, row.reason
-        else:
+        elif row.outcome or what != "long":
             then = row.outcome or "running"
     counts = {name: figures[name] for name in _COUNTS if name in figures}
     drift = (figures.get("cause"), figures.get("since")) if what == "drift" else (None, None)
-    reason = reason and without_paths(reason)  # it leaves the machine
+    reason = reason and without_paths(reason, *folders)  # it leaves the machine
     return Item(news.archive, news.flow, news.due.isoformat(), what, reason, counts, *drift, then)
 
 
@@ -234,9 +234,11 @@ def _line(item: Item) -> str:
     line = f"{_name(item)}, {due:%a %d %b %Y %H:%M:%S %Z}: {item.what}."
     if item.reason:
         line += f" {item.reason}"
-    made_up = " It was made up since."
-    then = {None: "", "running": " It runs again now.", "done": made_up, "covered": made_up}
-    return line + then.get(item.since_then, f" Since then: {item.since_then}.")
+    if item.since_then is None:
+        return line
+    made_up = {"running": " It runs again now."} | dict.fromkeys(("done", "covered"), " It was made up since.")
+    said = {} if item.what == "long" else made_up
+    return line + said.get(item.since_then, f" Since then: {item.since_then}.")
 
 
 def _names(items: list[Item]) -> str:
