@@ -1,6 +1,5 @@
 """What `agewatch up` costs while it waits: CPU of its processes over ten minutes without a night, and their memory."""
 
-import random
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ SETTLE_SECONDS = 60.0
 def main(seconds: float = 600.0) -> None:
     """Start it for one archive, let the first night end, measure, and write the section."""
     with tempfile.TemporaryDirectory(prefix="agewatch-idle-") as name:
-        desk = Desk(Path(name), seconds, free_ports(1)[0], random.Random(1), query_seconds=10)
+        desk = Desk(Path(name), seconds, free_ports(1)[0], query_seconds=10)
         (desk.folder / "archive").mkdir()
         desk.add("archive", 5)
         subprocess.run([sys.executable, "-m", "agewatch", "init", "archive"], cwd=desk.folder, check=True)

@@ -47,11 +47,11 @@ class Desk:
     folder: Path
     seconds: float
     port: int
-    rng: random.Random
     told: list[tuple[float, str]] = field(default_factory=list)
     up: "subprocess.Popen[bytes] | None" = None
     made: int = 0
     query_seconds: int = 2
+    env: dict[str, str] = field(default_factory=dict)
 
     @property
     def home(self) -> Path:
@@ -66,7 +66,7 @@ class Desk:
     def start(self) -> None:
         """Start `up`."""
         env = os.environ | {"AGEWATCH_HOME": str(self.home), "PREFECT_WORKER_QUERY_SECONDS": str(self.query_seconds)}
-        env |= {"OMP_NUM_THREADS": "1", "AGEWATCH_MEMORY_GB": "2"}
+        env |= {"OMP_NUM_THREADS": "1", "AGEWATCH_MEMORY_GB": "2"} | self.env
         command = [sys.executable, "-m", "agewatch", "up", "--port", str(self.port)]
         with (self.folder / "up.log").open("ab") as log:
             self.up = subprocess.Popen(
@@ -120,7 +120,7 @@ def main(nights: int = 90, seconds: int = 45, seed: int = 1) -> int:
     """Run it, and return the number of lies that were found."""
     rng = random.Random(seed)
     folder = Path(tempfile.mkdtemp(prefix="agewatch-nights-"))
-    desk = Desk(folder, seconds, free_ports(1)[0], rng)
+    desk = Desk(folder, seconds, free_ports(1)[0])
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(_made(desk.home))], check=True)
     try:
         anchor = _prepare(desk)
@@ -196,7 +196,7 @@ def _live(desk: Desk, plan: list[tuple[float, str]], anchor: datetime, nights: i
     desk.tell("the last night is over; what is left may end")
     deadline = time.time() + 600
     time.sleep(90)  # `up` looks into its file every half minute
-    while (Ledger(desk.home).under_way() or _runs(desk, "RUNNING", "PENDING")) and time.time() < deadline:
+    while (Ledger(desk.home).under_way() or prefect_runs(desk.port, "RUNNING", "PENDING")) and time.time() < deadline:
         desk.look()
         time.sleep(2)
 
@@ -211,10 +211,10 @@ def _set(desk: Desk, schedule: dict[str, object]) -> None:
     file.write_text(yaml.safe_dump(content))
 
 
-def _runs(desk: Desk, *states: str) -> list[dict[str, Any]]:
+def prefect_runs(port: int, *states: str) -> list[dict[str, Any]]:
     """Prefect's flow runs in these types of state."""
     asked = {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": 200}
-    url = f"http://127.0.0.1:{desk.port}/api/flow_runs/filter"
+    url = f"http://127.0.0.1:{port}/api/flow_runs/filter"
     return list(httpx.post(url, timeout=60, trust_env=False, json=asked).json())
 
 
@@ -300,7 +300,7 @@ def _judge(desk: Desk, anchor: datetime, nights: int) -> tuple[list[str], list[l
             if row is not None:
                 print(archive, f"{row.due:%H:%M:%S}", row.started and f"{row.started:%H:%M:%S}",
                       row.ended and f"{row.ended:%H:%M:%S}", row.outcome, row.attempts, row.reason or "")  # fmt: skip
-    for run in _runs(desk, "RUNNING", "PENDING", "CANCELLING", "SCHEDULED"):
+    for run in prefect_runs(desk.port, "RUNNING", "PENDING", "CANCELLING", "SCHEDULED"):
         expected = datetime.fromisoformat(run["expected_start_time"])
         if run["state_type"] != "SCHEDULED" or expected < datetime.now(UTC) - timedelta(seconds=2 * desk.seconds):
             lies.append(f"Prefect: {run['name']} is {run['state_name']} since {run['state']['timestamp']}")
