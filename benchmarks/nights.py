@@ -123,12 +123,12 @@ def main(nights: int = 90, seconds: int = 45, seed: int = 1) -> int:
     desk = Desk(folder, seconds, free_ports(1)[0])
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(_made(desk.home))], check=True)
     try:
-        anchor = _prepare(desk)
+        anchor = prepare(desk)
         desk.start()
-        _wait(desk, anchor)
+        wait(desk, anchor)
         plan = _plan(rng, nights, seconds)
-        _live(desk, plan, anchor, nights)
-        lies, lines = _judge(desk, anchor, nights)
+        live(desk, plan, anchor, nights)
+        lies, lines = judge(desk, anchor, nights)
     finally:
         desk.kill("everything")
         subprocess.run(["umount", "-l", str(desk.home)], check=False)
@@ -146,7 +146,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _prepare(desk: Desk) -> datetime:
+def prepare(desk: Desk) -> datetime:
     """Archives, and a `prefect.yaml` of nights that begin in two minutes; returns when the first is due."""
     for archive in ARCHIVES:
         (desk.folder / archive).mkdir()
@@ -158,7 +158,8 @@ def _prepare(desk: Desk) -> datetime:
     return anchor
 
 
-def _wait(desk: Desk, until: datetime) -> None:
+def wait(desk: Desk, until: datetime) -> None:
+    """Wait until the first night is due."""
     while datetime.now(UTC) < until - timedelta(seconds=1):
         time.sleep(0.5)
     desk.tell("the first night is due")
@@ -172,7 +173,8 @@ def _plan(rng: random.Random, nights: int, seconds: float) -> list[tuple[float, 
     return sorted((rng.uniform(0, (nights - 4) * seconds), kind) for kind in kinds)
 
 
-def _live(desk: Desk, plan: list[tuple[float, str]], anchor: datetime, nights: int) -> None:
+def live(desk: Desk, plan: list[tuple[float, str]], anchor: datetime, nights: int) -> None:
+    """Let the nights come and do to it what the plan says; pictures arrive meanwhile. Ends when all is quiet."""
     start, later = anchor.timestamp(), list[tuple[float, Callable[[], None]]]()
     todo, end = list(plan), anchor.timestamp() + nights * desk.seconds
     added = 0.0
@@ -213,9 +215,11 @@ def _set(desk: Desk, schedule: dict[str, object]) -> None:
 
 def prefect_runs(port: int, *states: str) -> list[dict[str, Any]]:
     """Prefect's flow runs in these types of state."""
-    asked = {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": 200}
-    url = f"http://127.0.0.1:{port}/api/flow_runs/filter"
-    return list(httpx.post(url, timeout=60, trust_env=False, json=asked).json())
+    url, found = f"http://127.0.0.1:{port}/api/flow_runs/filter", list[dict[str, Any]]()
+    asked = {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": 200, "sort": "EXPECTED_START_TIME_ASC"}
+    while page := httpx.post(url, timeout=60, trust_env=False, json={**asked, "offset": len(found)}).json():
+        found += page
+    return found
 
 
 def _do(desk: Desk, kind: str, later: list[tuple[float, Callable[[], None]]]) -> bool:
@@ -263,7 +267,7 @@ def _undo(desk: Desk, what: str, act: Callable[[], object]) -> None:
     desk.tell(what)
 
 
-def _judge(desk: Desk, anchor: datetime, nights: int) -> tuple[list[str], list[list[str]]]:
+def judge(desk: Desk, anchor: datetime, nights: int) -> tuple[list[str], list[list[str]]]:
     """What the ledger, the table and Prefect say, against what was done to them."""
     lies, lines = [], []
     ledger = Ledger(desk.home)
