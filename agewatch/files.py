@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -71,21 +72,38 @@ def write_json(file: Path, content: Any) -> None:
     write_text(file, json.dumps(content, indent=1, allow_nan=False))
 
 
-def lock(file: Path, *, exclusive: bool) -> IO[str] | None:
+def lock(file: Path, *, exclusive: bool, seconds: float = 0.0) -> IO[str] | None:
     """Lock a file with flock(2) for as long as what is returned is kept open; the kernel frees it when a process ends.
 
-    None where the file can't be written. Raises TableError where another process holds it in a way that excludes this.
+    None where the file can't be written. Raises TableError where another process holds it, for so many seconds, in a
+    way that excludes this.
     """
     try:
         held = file.open("a")
     except OSError:
         return None
+    ends = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(held, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= ends:
+                held.close()
+                raise TableError(f"Another run uses {file.parent}: try again when it has ended.") from error
+            time.sleep(0.1)
+        else:
+            return held
+
+
+def is_held(file: Path) -> bool:
+    """Tell whether a process holds a file's lock for itself. Asking holds it for an instant."""
     try:
-        fcntl.flock(held, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        held.close()
-        raise TableError(f"Another run uses {file.parent}: try again when it has ended.") from error
-    return held
+        free = lock(file, exclusive=False) if file.exists() else None
+    except TableError:
+        return True
+    if free is not None:
+        free.close()
+    return False
 
 
 def keep_traceback(home: Path, what: str) -> str:

@@ -4,15 +4,14 @@ import flows  # noqa: F401  before prefect: it turns telemetry off
 
 # isort: split
 
-import json
 from typing import Any
 
 from prefect.blocks.core import Block
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from agewatch.nights.alerts import Alert, AlertError
+from agewatch.nights.status import shown_at
 from agewatch.settings import Settings
-from flows.shown import PAGES
 
 
 def by_block(name: str, alert: Alert) -> None:
@@ -20,7 +19,7 @@ def by_block(name: str, alert: Alert) -> None:
 
     Raises AlertError.
     """
-    api = _api()
+    api = shown_at(Settings().home, "api") or PREFECT_API_URL.value()
     if api is None:
         raise AlertError(f"The alert's block {name} is not known while agewatch is not up and PREFECT_API_URL not set.")
     try:
@@ -30,11 +29,3 @@ def by_block(name: str, alert: Alert) -> None:
                 block.notify(body=alert.text, subject=alert.subject)
     except Exception as error:  # a server, a block, or a service of any kind: its text may hold the block's secrets
         raise AlertError(f"The alert's block {name} did not take it ({type(error).__name__}).") from error
-
-
-def _api() -> str | None:
-    try:
-        return str(json.loads((Settings().home / PAGES).read_text(encoding="utf-8"))["api"])
-    except (OSError, ValueError, KeyError):
-        api: str | None = PREFECT_API_URL.value()
-        return api

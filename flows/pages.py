@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from agewatch.files import write_json
+from agewatch.nights.status import PAGES
 from agewatch.processes import LOOPBACK
-from flows.shown import PAGES
 
 _ADDRESS = "pages-address.json"  # kept, so that the links of earlier nights go on opening
 

@@ -1,6 +1,5 @@
 """What a run shows on Prefect's page. All of it is best effort: a server that is away costs no row and no run."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from prefect.artifacts import (
 )
 from prefect.settings import PREFECT_API_URL
 
+from agewatch.nights.status import shown_at
 from agewatch.scoring.score import Summary
 from agewatch.settings import Settings
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:  # seconds to import, for nights whose archive is gone
 REPORT_SECONDS = 10.0
 """Shortest time between two reports of progress: each costs the API a few requests."""
 _ASK_SECONDS = 5.0
-PAGES = Path("nights") / "pages.json"
-"""Below the home: the address under which `agewatch up` shows the reports."""
 
 
 class Progress:
@@ -105,12 +103,10 @@ def report_link(html: Path) -> str | None:
     A browser refuses `file://` links on Prefect's page, and they would tell where things lie.
     """
     settings = Settings()
-    try:
-        pages = json.loads((settings.home / PAGES).read_text())["url"]
-        inside = html.resolve().relative_to(settings.reports.resolve())
-    except (OSError, ValueError, KeyError):
+    pages, reports = shown_at(settings.home, "url"), settings.reports.resolve()
+    if pages is None or not html.resolve().is_relative_to(reports):
         return None
-    return f"{pages}/{quote(inside.as_posix())}"
+    return f"{pages}/{quote(html.resolve().relative_to(reports).as_posix())}"
 
 
 def _verdict(done: "DriftRun") -> str:

@@ -31,6 +31,7 @@ from agewatch.files import lock
 from agewatch.nights import schedule
 from agewatch.nights.ledger import Ledger
 from agewatch.nights.schedule import Planned
+from agewatch.nights.status import UP_LOCK
 from agewatch.processes import LOOPBACK, interrupted_by_signals, is_free
 from agewatch.settings import Settings
 from agewatch.upkeep import retention
@@ -50,12 +51,11 @@ ALERT_SECONDS = 60.0
 """The shortest time between two alerts."""
 KEPT_DAYS = 90
 """Prefect's own records of runs that ended before are deleted; the ledger keeps its rows."""
-LOCK = "up.lock"
 _CALM = {"LATE_RUNS": "30", "PAUSE_EXPIRATIONS": "300", "CLEANUP_RECONCILER": "60", "REPOSSESSOR": "60"}
 """How often Prefect's server looks after what a night a day hardly needs; every 5 seconds by its own default."""
 _WRONG_PARAMETER = re.compile(r"Validation failed for field '(\w+)'. Failure reason: (.*?)\"")
 _TIDIED = "tidied"
-_LOCK_TRIES = 10
+_LOCK_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 _STOP_SECONDS = 25.0
 
@@ -310,17 +310,10 @@ class _Up:
 
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
-    held = None
-    for more in reversed(range(_LOCK_TRIES)):  # `status` holds it for an instant
-        try:
-            held = lock(home / "nights" / LOCK, exclusive=True)
-            break
-        except TableError as error:
-            if not more:
-                raise AgewatchError(
-                    f"agewatch is up already for {home}: `agewatch status` says what it does."
-                ) from error
-            time.sleep(0.1)
+    try:  # `status` holds it for an instant
+        held = lock(home / "nights" / UP_LOCK, exclusive=True, seconds=_LOCK_SECONDS)
+    except TableError as error:
+        raise AgewatchError(f"agewatch is up already for {home}: `agewatch status` says what it does.") from error
     if held is None:
         raise AgewatchError(f"{home / 'nights'} can't be written.")
     with held:

@@ -6,7 +6,6 @@ looks next ends it.
 
 import fcntl
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -14,13 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from agewatch.errors import AgewatchError, GoneError, TableError
-from agewatch.files import lock
+from agewatch.files import is_held, lock
 from agewatch.nights.ledger import Ledger, Outcome
 from agewatch.scoring.beside import name_of
 
 HEARTBEAT_SECONDS = 30.0
 _TURN = "turn.lock"
-_LOCK_TRIES, _LOCK_SECONDS = 10, 0.1  # whoever asks whether a night is alive holds its lock for an instant
+_LOCK_SECONDS = 1.0  # whoever asks whether a night is alive holds its lock for an instant
 
 
 class NotNowError(AgewatchError):
@@ -98,33 +97,19 @@ def whose_turn(ledger: Ledger) -> str | None:
         return None
 
 
-def is_alive(ledger: Ledger, archive: str, flow: str) -> bool:
-    """Tell whether a process holds the lock of an archive's night."""
-    try:
-        free = lock(_lock_file(ledger, archive, flow), exclusive=True)
-    except TableError:
-        return True
-    if free is not None:
-        free.close()
-    return False
-
-
 def end_dead(ledger: Ledger) -> None:
     """End the rows of nights whose process is dead, as `crashed`."""
     for night in ledger.under_way():  # read before its lock is asked for: one that begins meanwhile is another
-        if not is_alive(ledger, night.archive, night.flow):
+        if not is_held(_lock_file(ledger, night.archive, night.flow)):
             ledger.end_dead(night)
 
 
 def _lock(ledger: Ledger, archive: str, flow: str, due: datetime, run: str | None) -> IO[str]:
     file = _lock_file(ledger, archive, flow)
-    for _ in range(_LOCK_TRIES):
-        with suppress(TableError):
-            kept = lock(file, exclusive=True)
-            if kept is not None:
-                return kept
-            raise AgewatchError(f"The lock {file} can't be written.")
-        time.sleep(_LOCK_SECONDS)
+    with suppress(TableError):
+        if (kept := lock(file, exclusive=True, seconds=_LOCK_SECONDS)) is not None:
+            return kept
+        raise AgewatchError(f"The lock {file} can't be written.")
     running = [night.due for night in ledger.nights(archive, flow) if night.outcome is None]
     since = f", due {running[-1]:%Y-%m-%d %H:%M:%S} UTC," if running else ""
     raise _not_now(ledger, archive, flow, due, run, "skipped", f"Another night of it{since} still runs.")

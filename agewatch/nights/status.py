@@ -8,10 +8,10 @@ import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agewatch.errors import ModelError, TableError
-from agewatch.files import lock
+from agewatch.files import is_held
 from agewatch.nights import alerts, schedule
 from agewatch.nights.alerts import Alerter
 from agewatch.nights.ledger import Ledger, Night, Outcome
@@ -22,6 +22,8 @@ from agewatch.settings import Settings
 
 UP_LOCK = "up.lock"
 """In the ledger's folder: `agewatch up` holds it (flock) as long as it runs."""
+PAGES = Path("nights") / "pages.json"
+"""Below the home: where `agewatch up` shows the reports, and where Prefect's API is."""
 SILENT = timedelta(minutes=5)
 """A run that was not heard of for so long hangs, or its machine sleeps."""
 MISSING: frozenset[Outcome] = frozenset({"missed", "crashed", "failed", "gone"})
@@ -158,16 +160,15 @@ def look(settings: Settings, now: datetime | None = None) -> Status:
 
 def is_up(ledger: Ledger) -> bool:
     """Tell whether `agewatch up` runs for this home."""
-    file = ledger.folder / UP_LOCK
-    if not file.exists():
-        return False
+    return is_held(ledger.folder / UP_LOCK)
+
+
+def shown_at(home: Path, what: Literal["url", "api"]) -> str | None:
+    """The address of the reports, or of Prefect's API, while `agewatch up` runs."""
     try:
-        free = lock(file, exclusive=False)
-    except TableError:
-        return True
-    if free is not None:
-        free.close()
-    return False
+        return str(json.loads((home / PAGES).read_text(encoding="utf-8"))[what])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _state(ledger: Ledger, archive: str, one: Planned | None, now: datetime) -> ArchiveState:

@@ -20,6 +20,7 @@ from packaging.specifiers import SpecifierSet
 from agewatch.errors import TableError, UsageError
 from agewatch.nights import schedule
 from agewatch.nights.schedule import AUTOMATIONS
+from agewatch.nights.status import shown_at
 from agewatch.processes import LOOPBACK, is_free
 from agewatch.scoring.predictions import open_table
 from agewatch.settings import Settings
@@ -105,9 +106,8 @@ def automations(settings: Settings) -> Iterator[Finding]:
             return
     except UsageError:  # `schedule` tells
         return
-    try:
-        api = json.loads((settings.home / "nights" / "pages.json").read_text())["api"]
-    except (OSError, ValueError, KeyError):
+    api = shown_at(settings.home, "api")
+    if api is None:
         yield Finding("automations", "ok", "`agewatch up` does not run, so Prefect was not asked for them.")
         return
     found = _asked(f"{api}/automations/filter", b"{}")

@@ -15,7 +15,7 @@ import pytest
 
 from agewatch.errors import GoneError, TableError
 from agewatch.nights.ledger import Ledger, Outcome
-from agewatch.nights.night import NotNowError, end_dead, held, is_alive, turn, whose_turn
+from agewatch.nights.night import NotNowError, end_dead, held, turn, whose_turn
 
 DUE = datetime(2026, 3, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -64,7 +64,6 @@ def run(ledger: Ledger, due: datetime = DUE, outcome: Outcome = "done", **figure
 
 def test_a_night_that_is_killed_is_crashed_for_whoever_looks_next_and_then_made_up(ledger: Ledger) -> None:
     with holding(ledger) as process:
-        assert is_alive(ledger, "town", "night")
         end_dead(ledger)
         assert outcomes(ledger) == [None]
         process.kill()
