@@ -1,11 +1,12 @@
 """A quarter of nights in one sitting: the people change in week 5, the camera in week 9, and a person does as advised.
 
-`benchmarks/quarter.py NIGHTS FIRST_DAY` needs AGEWATCH_DATA and gcc. Real are `agewatch up` with Prefect's server, its
-worker and automations, each night by its cron at 02:30 in Berlin, the pictures and true ages, training, gate, a smoke
-test by TorchServe, alerts, and what a person types. Simulated is the wall clock of all of them (`wall_clock.c`): when a
-night has ended it is set to a moment before the next; all that waits, waits in real time. One night it is set back an
-hour. The current model has learnt from faces under 45 alone, so that older ones are news to it. The older people
-are chosen by their true ages; the camera's pictures are darkened, blurred and encoded again.
+`benchmarks/quarter.py NIGHTS_A_WEEK FIRST_DAY` needs AGEWATCH_DATA and gcc; a week may have fewer nights than seven.
+Real are `agewatch up` with Prefect's server, its worker and automations, each night by its cron at 02:30 in Berlin,
+the pictures and true ages, training, gate, a smoke test by TorchServe, alerts, and what a person types. Simulated is
+the wall clock of all of them (`wall_clock.c`): when a night has ended it is set to a moment before the next; all that
+waits, waits in real time. Once it is set back an hour. The current model has learnt from faces under 45 alone, so
+that older ones are news to it. The older people are chosen by their true ages; the camera's pictures are darkened,
+blurred and encoded again.
 """
 
 import json
@@ -39,17 +40,17 @@ from agewatch.scoring import predictions
 DATA = Path(os.environ.get("AGEWATCH_DATA", ""))
 AT_FIRST, A_NIGHT, FOLDERS = 2_000, 50, 2
 YOUNG, OLDER_SHARE = 45, 0.6
-PEOPLE, CAMERA = 28, 56  # the nights with which weeks 5 and 9 begin
-SET_BACK = 20  # the night after which the clock is set back
+WEEKS, PEOPLE, CAMERA = 13, 5, 9  # in all, and in which people and camera change
+TO_LABEL = 5  # nights of new people, before a person labels them
 LABELLED = 1_000
 RECIPE = """
 epochs = 1
-image_size = 64
+image_size = 96
 kwargs = { pad_type = "same" }
 mean = [0.48502, 0.45795, 0.40760]
 std = [0.00392156862745098, 0.00392156862745098, 0.00392156862745098]
 """
-ANEW_MINUTES = 0.05
+ANEW_MINUTES = 0.25
 ZONE = "Europe/Berlin"
 _BEFORE = timedelta(seconds=4)
 _NIGHT_SECONDS, _TRAINING_SECONDS = 300.0, 1_800.0
@@ -91,12 +92,24 @@ class Quarter:
     desk: Desk
     clock: Clock
     first: date
+    week: int
     young: Iterator[tuple[Path, int]]
     older: Iterator[tuple[Path, int]]
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
     ages: dict[str, int] = field(default_factory=dict)
+    rows: list[Night] = field(default_factory=list)
     told: list[tuple[date, str]] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
+
+    @property
+    def people(self) -> int:
+        """The night with which the people change."""
+        return (PEOPLE - 1) * self.week
+
+    @property
+    def camera(self) -> int:
+        """The night with which the camera changes."""
+        return (CAMERA - 1) * self.week
 
     def tell(self, what: str) -> None:
         """Note what happened, by the desk's clock."""
@@ -113,12 +126,12 @@ class Quarter:
         """Put a night's pictures into the archive, and return their paths there."""
         paths = []
         for index in range(AT_FIRST if number < 0 else A_NIGHT):
-            is_older = number >= PEOPLE and self.rng.random() < OLDER_SHARE
+            is_older = number >= self.people and self.rng.random() < OLDER_SHARE
             source, age = next(self.older if is_older else self.young)
             folder = f"{number:02d}-{index % (40 if number < 0 else FOLDERS)}"
             target = self.desk.folder / "press" / folder / f"{index:04d}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)
-            if number >= CAMERA:
+            if number >= self.camera:
                 with Image.open(source) as picture:
                     dark = ImageEnhance.Brightness(picture.convert("RGB")).enhance(0.5)
                     dark.filter(ImageFilter.GaussianBlur(1.5)).save(target, quality=85)
@@ -154,7 +167,7 @@ class Quarter:
             row = self.until(lambda: [r for r in ledger.nights("press") if r.outcome], _NIGHT_SECONDS, "the first")[-1]
         else:
             [one] = [one for one in schedule.read(self.desk.folder / "prefect.yaml") if one.flow == schedule.NIGHT]
-            due = one.next_due(self.clock.now())
+            due = one.next_due(self.rows[-1].due)
             assert due is not None
             self.clock.set(due - _BEFORE)
             row = self.until(
@@ -167,23 +180,34 @@ class Quarter:
             lambda: not (ledger.under_way() or prefect_runs(self.desk.port, "RUNNING", "PENDING")),
             _TRAINING_SECONDS, "the end of what runs",
         )  # fmt: skip
+        self.rows.append(row)
         return row
 
+    def set_back(self) -> None:
+        """Set the clock back an hour, and let the hour of the night come again."""
+        due = self.rows[-1].due
+        self.clock.set(self.clock.now() - timedelta(hours=1))
+        self.tell("the clock is set back an hour, and the night's time comes again")
+        time.sleep(40)  # `up` looks after the nights
+        self.clock.set(due - _BEFORE)
+        time.sleep(40)
+        row = Ledger(self.desk.home).night("press", "night", due)
+        self.expect("the night's row is as it was", holds=row == self.rows[-1])
 
-def main(nights: int = 91, first: str = "2027-02-01") -> int:
+
+def main(week: int = 7, first: str = "2027-02-01") -> int:
     """Live it, and return how many things were not as they should be."""
-    with _quarter(date.fromisoformat(first)) as quarter:
-        rows = _live(quarter, nights)
+    with _quarter(date.fromisoformat(first), week) as quarter:
+        _live(quarter)
         why = quarter.type("models", "why")
-        _judge(quarter, nights, rows, why)
+        _judge(quarter, why)
     print(why, json.dumps(quarter.lacking, indent=1))
-    if nights > CAMERA:
-        write_section("A quarter", _section(quarter, nights, rows, why))
+    write_section("A quarter", _section(quarter, why))
     return len(quarter.lacking)
 
 
 @contextmanager
-def _quarter(first: date) -> Iterator[Quarter]:
+def _quarter(first: date, week: int) -> Iterator[Quarter]:
     """A desk with a schedule and a model that knows the young, the day before its first night."""
     folder = Path(tempfile.mkdtemp(prefix="agewatch-quarter-"))
     clock = Clock(folder)
@@ -193,7 +217,7 @@ def _quarter(first: date) -> Iterator[Quarter]:
     desk = Desk(folder, 86_400, free_ports(1)[0], env=env)
     try:
         clock.set(datetime.combine(first - timedelta(days=1), datetime.min.time(), UTC) + timedelta(hours=12))
-        yield Quarter(desk, clock, first, *_prepare(desk, clock))
+        yield Quarter(desk, clock, first, week, *_prepare(desk, clock))
     finally:
         desk.kill("everything")
         shutil.rmtree(folder, ignore_errors=True)
@@ -237,27 +261,23 @@ def _prepare(desk: Desk, clock: Clock) -> tuple[Iterator[tuple[Path, int]], Iter
     return pictures(archive[archive["age"] < YOUNG]), pictures(archive[archive["age"] >= YOUNG])
 
 
-def _live(quarter: Quarter, nights: int) -> list[Night]:
-    """All nights, and what a person does between them as agewatch advises; returns their rows as they ended."""
-    rows, lately, since = [], list[str](), None
-    state = "calm"
+def _live(quarter: Quarter) -> None:
+    """All nights, and what a person does between them as agewatch advises."""
+    lately, since, state, rows = list[str](), None, "calm", quarter.rows
     quarter.arrive(-1)
     quarter.desk.start()
-    for number in range(-1, nights):
+    for number in range(-1, WEEKS * quarter.week):
         if number >= 0:
-            lately = (lately + quarter.arrive(number))[-7 * A_NIGHT :]
+            lately = (lately + quarter.arrive(number))[-TO_LABEL * A_NIGHT :]
         row = quarter.night(number)
-        rows.append(row)
         figures = row.figures
         said = (figures.get("verdict"), figures.get("cause"))
         if len(rows) < 2 or said != (rows[-2].figures.get("verdict"), rows[-2].figures.get("cause")):
             quarter.tell(f"night {number}: {said[0]}, cause {said[1]}: {figures.get('headline')} {figures.get('why')}")
         quarter.expect(f"night {number} is done: {row.outcome}, {row.reason}", holds=row.outcome == "done")
-        if number == SET_BACK:
-            quarter.clock.set(quarter.clock.now() - timedelta(hours=1))
-            quarter.tell("the clock is set back an hour")
-            time.sleep(60)  # `up` looks after the nights twice
-        if state == "calm" and number == PEOPLE + 6 and said == ("drift", "people"):
+        if number == quarter.week:
+            quarter.set_back()
+        if state == "calm" and number == quarter.people + TO_LABEL - 1 and said == ("drift", "people"):
             since = str(figures["since"])
             labels = pd.DataFrame({"path": lately, "age": [quarter.ages[path] for path in lately]})
             labels.to_csv(quarter.desk.folder / "ages.csv", index=False)
@@ -280,27 +300,24 @@ def _live(quarter: Quarter, nights: int) -> list[Night]:
                 quarter.type("drift", "accept", "--archive", "press", "--from", str(since))
                 quarter.tell(f"a person accepts what arrived from {since} on")
                 state = "accepted"
-    quarter.type("status", codes=(0, 4))
-    return rows
+    quarter.type("status", codes=(4,))
 
 
-def _judge(quarter: Quarter, nights: int, rows: list[Night], why: str) -> None:
-    ledger, expect = Ledger(quarter.desk.home), quarter.expect
+def _judge(quarter: Quarter, why: str) -> None:
+    ledger, expect, rows, nights = Ledger(quarter.desk.home), quarter.expect, quarter.rows, WEEKS * quarter.week
     dates = {(row.started or row.due).date() for row in rows}
     expect(f"{nights + 1} nights on as many dates: {len(dates)}", holds=len(dates) == nights + 1)
     known = ledger.nights("press")
     expect(f"the ledger holds no other night: {len(known)}", holds=len(known) == nights + 1)
     paths = predictions.read(quarter.desk.home / "predictions", columns=["path", "model"]).to_pylist()
     expect("every picture has a row", holds={row["path"] for row in paths} == {*quarter.ages})
-    if nights <= CAMERA + 7:
-        return
     news = [(each.what, each.due.date(), (ledger.night("press", "night", each.due) or rows[0]).figures.get("cause"))
             for each in ledger.news()]  # fmt: skip
     quarter.tell(f"news: {news}")
-    weeks = [(date - quarter.first).days // 7 + 1 for _, date, _ in news]
+    weeks = [(date - quarter.first).days // quarter.week + 1 for _, date, _ in news]
     told = [(what, cause) for what, _, cause in news]
     expect(f"two alarms, of people and camera: {told}", holds=told == [("drift", "people"), ("drift", "camera")])
-    expect(f"in weeks 5 and 9: {weeks}", holds=weeks == [5, 9])
+    expect(f"in weeks {PEOPLE} and {CAMERA}: {weeks}", holds=weeks == [PEOPLE, CAMERA])
     sent = (quarter.desk.folder / "alerts").read_text().splitlines()
     expect(f"two alerts went out: {len(sent)}", holds=len(sent) == 2)
     models = quarter.desk.folder / "model_store"
@@ -318,19 +335,20 @@ def _judge(quarter: Quarter, nights: int, rows: list[Night], why: str) -> None:
     ))  # fmt: skip
 
 
-def _section(quarter: Quarter, nights: int, rows: list[Night], why: str) -> str:
+def _section(quarter: Quarter, why: str) -> str:
     weeks = []
-    for week in range(0, nights, 7):
-        part = [row.figures for row in rows[1 + week : 8 + week]]
+    for number in range(WEEKS):
+        part = [row.figures for row in quarter.rows[1 + number * quarter.week : 1 + (number + 1) * quarter.week]]
         verdicts = {f"{each.get('verdict')}{' (' + each['cause'] + ')' if each.get('cause') else ''}" for each in part}
         weeks.append([
-            str(week // 7 + 1), str(sum(each["scored"] - each["scored_anew"] for each in part)),
+            str(number + 1), str(sum(each["scored"] - each["scored_anew"] for each in part)),
             str(sum(each["scored_anew"] for each in part)), ", ".join(sorted(verdicts)),
             ", ".join(sorted({str(each.get("wanted")) for each in part})),
         ])  # fmt: skip
     head = (
-        f"Written by `benchmarks/quarter.py {nights} {quarter.first}`: {nights} nights at 02:30 in {ZONE}, real but for"
-        f" the wall clock. Not as it should be: {'; '.join(quarter.lacking) or 'nothing'}."
+        f"Written by `benchmarks/quarter.py {quarter.week} {quarter.first}`: {WEEKS} weeks of {quarter.week} nights at"
+        f" 02:30 in {ZONE}, real but for the wall clock. Not as it should be:"
+        f" {'; '.join(quarter.lacking) or 'nothing'}."
     )
     week_table = table(["week", "new files", "scored anew", "verdicts", "what is to be done"], weeks)
     timeline = table(["day", "what"], [[str(day), what.replace("|", "/")] for day, what in quarter.told])
@@ -338,5 +356,4 @@ def _section(quarter: Quarter, nights: int, rows: list[Night], why: str) -> str:
 
 
 if __name__ == "__main__":
-    told = dict(zip(("nights", "first"), sys.argv[1:], strict=False))
-    sys.exit(1 if main(int(told.pop("nights", 91)), **told) else 0)
+    sys.exit(1 if main(int((sys.argv[1:2] or ["7"])[0]), *sys.argv[2:3]) else 0)
