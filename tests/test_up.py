@@ -169,7 +169,7 @@ def test_nights_and_retraining_run_by_their_schedules_and_links_open(desk: Path)
         [desk / "archive"], labelled=[desk / "labelled"], at=time_of_day(1), timezone="UTC", file=desk / "prefect.yaml"
     )
     told = {"night-archive": {"mode": "crop", "max_refused": 0.2}, "retrain": {"recipe": "recipe.toml"}}
-    every(desk, {"night-archive": 3600, "retrain": 20}, told)
+    every(desk, {"night-archive": 3600, "retrain": 60}, told)
     pointer = (desk / "model_store" / "current.json").read_bytes()
 
     with up(desk) as (process, port):
