@@ -25,7 +25,8 @@ def drift(moved: Sequence[ColumnDrift], parts: Sequence[Segment], since: date) -
     where = f"; most of all {_where(most)} ({signed(most.effect, most.unit)})" if most and moved else ""
     return (
         f"Drift since {since}: {f'{shift(moved[0])}{also}{where}' if moved else _part_moved(parts[0])}.",
-        "Look at the newest pictures. If the archive is to be so from now on, run `agewatch drift accept`.",
+        "Look at the newest pictures. If the archive is to be so from now on, run `agewatch drift accept --from"
+        f" {since}`.",
     )
 
 

@@ -341,15 +341,17 @@ def _tell(db: sqlite3.Connection, archive: str, flow: str, due: datetime, what: 
 
 
 def _tell_drift(db: sqlite3.Connection, archive: str, flow: str, due: datetime, figures: dict[str, Any]) -> None:
-    """Note drift where it begins or its cause changes: against what was said last, however nights lie between."""
-    name, state = f"drift.{flow}.{archive}", [figures["verdict"] == "drift", figures.get("cause")]
+    """Note drift where it begins, and each cause once until it ends: where two are near, the word may waver nightly."""
+    name, is_drift, cause = f"drift.{flow}.{archive}", figures["verdict"] == "drift", figures.get("cause")
     known = db.execute("SELECT value FROM kept WHERE name = ?", (name,)).fetchone()
-    if state[0] and (known is None or json.loads(known[0]) != state):
+    told = json.loads(known[0]) if known and is_drift else []
+    if is_drift and cause not in told:
+        told.append(cause)
         db.execute(
             "INSERT INTO news (at, archive, flow, due, what, reason) VALUES (?, ?, ?, ?, 'drift', ?)",
             (_text(datetime.now(UTC)), archive, flow, _text(due), figures.get("headline")),
         )
-    db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (name, json.dumps(state)))
+    db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (name, json.dumps(told)))
 
 
 def _night(row: Sequence[Any]) -> Night:

@@ -22,6 +22,10 @@ _LOOK = {
     "instrument": "The same pictures are estimated otherwise than before: look at what was updated on this machine."
     " Nothing is trained.",
 }
+_BOTH = (
+    "The people changed, and the pictures too: look at these first. Nothing is trained unless labels show that the"
+    " error rose: `agewatch labels ask` asks for some."
+)
 _UNCLEAR = "Why it drifted is not clear: look at the newest pictures, and label some with `agewatch labels ask`."
 
 
@@ -87,7 +91,7 @@ def wanted(finding: Finding, new_labels: int, past: Past, now: datetime, limits:
     if finding.cause in _LOOK:
         return Wanted("look", _LOOK[finding.cause])
     if finding.cause != "people" and not finding.error_rose:
-        return Wanted("look", _UNCLEAR)
+        return Wanted("look", _BOTH if finding.cause == "mixed" else _UNCLEAR)
     if past.waiting is not None:
         return Wanted(
             "wait", f"{past.waiting} passed and waits for approval: `agewatch models promote` makes it current."

@@ -35,7 +35,7 @@ def ago(days: float) -> datetime:
         (Finding("drift", "camera"), 999, Past(), "look", "Nothing is trained."),
         (Finding("drift", "camera", error_rose=True), 999, Past(), "look", "Nothing is trained."),
         (Finding("drift", "instrument"), 999, Past(), "look", "what was updated on this machine"),
-        (Finding("drift", "mixed"), 999, Past(), "look", "not clear"),
+        (Finding("drift", "mixed"), 999, Past(), "look", "the pictures too"),
         (Finding("drift"), 999, Past(), "look", "not clear"),
         (PEOPLE, 999, Past(asked_at=ago(1)), "wait", "A retraining was asked for on 2026-06-29"),
         (PEOPLE, 999, Past(asked_at=ago(15)), "retrain", ""),  # that one was lost
