@@ -4,9 +4,9 @@
 Real are `agewatch up` with Prefect's server, its worker and automations, each night by its cron at 02:30 in Berlin,
 the pictures and true ages, training, gate, a smoke test by TorchServe, alerts, and what a person types. Simulated is
 the wall clock of all of them (`wall_clock.c`): when a night has ended it is set to a moment before the next; all that
-waits, waits in real time. Once it is set back an hour. The current model has learnt from faces under 45 alone, so
-that older ones are news to it. The older people are chosen by their true ages; the camera's pictures are darkened,
-blurred and encoded again.
+waits, waits in real time. Once it is set back an hour. The current model is the network of the tracked one, which has
+seen these pictures, with a last layer that has learnt from faces under 45 alone: older ones are news to it. The older
+people are chosen by their true ages; the camera's pictures are darkened, blurred and encoded again.
 """
 
 import json
@@ -30,7 +30,10 @@ import yaml
 from nights import Desk, prefect_runs
 from PIL import Image, ImageEnhance, ImageFilter
 from results import table, write_section
+from safetensors.torch import save_file
 
+from agewatch import api
+from agewatch.estimator.model import AgeModel
 from agewatch.nights import schedule
 from agewatch.nights.ledger import Ledger, Night
 from agewatch.processes import free_ports
@@ -49,6 +52,7 @@ image_size = 96
 kwargs = { pad_type = "same" }
 mean = [0.48502, 0.45795, 0.40760]
 std = [0.00392156862745098, 0.00392156862745098, 0.00392156862745098]
+serve = "linear SVR on frozen embeddings"
 """
 ANEW_MINUTES = 0.25
 ZONE = "Europe/Berlin"
@@ -232,7 +236,8 @@ def _prepare(desk: Desk, clock: Clock) -> tuple[Iterator[tuple[Path, int]], Iter
     )
     (desk.folder / "recipe.toml").write_text(RECIPE)
     env = os.environ | {"AGEWATCH_HOME": str(desk.home), "OMP_NUM_THREADS": "2"} | clock.env
-    weights = DATA / "weights" / "mobilenetv1_100_face.safetensors"
+    weights = desk.folder / "start.safetensors"
+    save_file(AgeModel.load(api.model_file(None)).network().members[0].state_dict(), weights)
     (desk.folder / "press").mkdir()
     for command in (
         ["train", "labelled.csv", "--out", "run", "--recipe", "recipe.toml", "--start", str(weights)],
