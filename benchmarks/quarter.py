@@ -41,7 +41,7 @@ from agewatch.release import gate, records, smoke, store
 from agewatch.scoring import predictions
 
 DATA = Path(os.environ.get("AGEWATCH_DATA", ""))
-AT_FIRST, A_NIGHT, FOLDERS = 2_000, 50, 2
+AT_FIRST, A_NIGHT, FOLDERS = 2_000, 50, 5
 YOUNG, OLDER_SHARE = 45, 0.6
 WEEKS, PEOPLE, CAMERA = 13, 5, 9  # in all, and in which people and camera change
 TO_LABEL = 5  # nights of new people, before a person labels them
