@@ -235,10 +235,8 @@ def _deeds(found: DriftRun) -> list[Deed]:
         what = f"Find what changed on this machine ({ran}): library, processor, precision"
         return [Deed(what, "agewatch doctor"), Deed("If it stays so, make it the new normal", accept)]
     if verdict.answer == "drift":
-        return [
-            *_of_drift(found, name),
-            Deed("If it is right as it is, make it the new normal, which later nights are compared with", accept),
-        ]
+        normal = f"{accept} --from {verdict.since}" if verdict.since is not None else accept
+        return [*_of_drift(found, name), Deed("If it is right as it is, make it the new normal", normal)]
     if verdict.arrived:
         return [_until_full(verdict), Deed("Or take what is there as the normal", accept)]
     if verdict.answer == "no_drift":

@@ -81,7 +81,7 @@ def test_people_in_a_new_folder_are_told_by_years_night_cause_folder_and_deed(
     assert "This machine is steady: 200 older pictures" in said["Cause"]
     assert re.match(r"Most of it comes from home, a new folder: 400 faces, \d\d\.\d years older", said["Folder"])
     assert said["How sure"].startswith("Very sure")
-    assert "`agewatch drift accept --archive town`" in said["Do now"]
+    assert "`agewatch drift accept --archive town --from 2026-" in said["Do now"]
     outside = dict(first_screen.of_run(found).lines(with_names=False))
     assert outside["Folder"].startswith("Most of it comes from one folder, a new folder: 400 faces")
     assert not any("home" in line for line in outside.values())
