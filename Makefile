@@ -45,14 +45,14 @@ chromium:
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq chromium; \
 	  else echo "The tests need Chromium: sudo apt-get install chromium"; exit 1; fi; }
 
-# What judges exports and pages in their tests: ExifTool, MegaDetector's validator, axe-core. Without what these packages
-# want beside, as that is a second OpenCV and a second browser.
+# What judges exports in their tests: ExifTool, and MegaDetector's validator without what it wants beside, as that is a
+# second OpenCV.
 peers: install
 	@command -v exiftool >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq libimage-exiftool-perl; \
 	  else echo "The tests need ExifTool: sudo apt-get install libimage-exiftool-perl"; exit 1; fi; }
 	@test -d $(VENV)/peers || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --target $(VENV)/peers megadetector-utils==10.0.28 jsonpickle==4.1.4 axe-playwright-python==0.1.8
+	  --target $(VENV)/peers megadetector-utils==10.0.28 jsonpickle==4.1.4
 
 # The long versions of the tests of damage, of kills and of damaged bytes: some half an hour; the first prints a table of
 # formats by kinds of damage. Then 90 nights in which everything that can die does: more than an hour, and root. AGEWATCH_SOAK_COPIES names another number of copies; AGEWATCH_FUZZ_SECONDS=36000 goes on

@@ -282,12 +282,12 @@ def judge(desk: Desk, anchor: datetime, nights: int) -> tuple[list[str], list[li
             if not row
         ]
         lies += [lie for row in mine if row is not None and (lie := _lie(desk, row, [*rows.values()]))]
-        told = Counter((each.due, each.what) for each in news if each.archive == archive)
-        lies += [f"{archive}: told {n} times of {what} {when}" for (when, what), n in told.items() if n > 1]
+        told = Counter(each.due for each in news if each.archive == archive and each.what != "drift")
+        lies += [f"{archive}: told {n} times of the night of {when}" for when, n in told.items() if n > 1]
         lies += [
             f"{archive}: nobody is told of {row.due:%H:%M:%S}, {row.outcome}"
             for row in mine
-            if row is not None and row.outcome in TROUBLE and (row.due, row.outcome) not in told
+            if row is not None and row.outcome in TROUBLE and row.due not in told
         ]
         files = len(list((desk.folder / archive).iterdir()))
         stored = [

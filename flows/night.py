@@ -54,6 +54,7 @@ def night(
     max_gone: Share = 0.2,
     exclude: list[str] | None = None,
     anew_minutes: Minutes = 120.0,
+    ray: str | None = None,
     due: datetime | None = None,
 ) -> State[None]:
     """Score what is new in an archive, then say whether what arrived has drifted.
@@ -71,6 +72,7 @@ def night(
         max_gone: Share (0..1) of the files of the night before above which files that are gone fail it.
         exclude: What to pass over, as in .gitignore.
         anew_minutes: Minutes a night for files that only an older model scored; the baseline's are scored at once.
+        ray: HOST:PORT of a Ray cluster whose machines score; this machine alone where this is empty.
         due: The night that this one makes up for; else leave it empty.
     """
     settings, archive = Settings(), schedule.archive_of(archive_folder, name)
@@ -79,7 +81,7 @@ def night(
         with held(ledger, archive, schedule.NIGHT, _due(due), run) as row, turn(ledger, archive):
             said = {"model": model, "faces": mode, "max_refused": 1.0, "max_gone": max_gone, "exclude": exclude or ()}
             room_for_a_night(settings)  # on its turn: the nights before it took of it too
-            summary = score(archive_folder, {**said, "name": name, "anew_minutes": anew_minutes})
+            summary = score(archive_folder, {**said, "name": name, "anew_minutes": anew_minutes, "ray": ray})
             row.figures = _figures(summary)
             code, problem = _judged(summary, max_refused)
             row.outcome, row.reason = _OUTCOMES[code], problem

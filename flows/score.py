@@ -31,19 +31,20 @@ def score_archive(
     max_refused: Share = 0.05,
     max_gone: Share = 0.2,
     exclude: list[str] | None = None,
+    ray: str | None = None,
 ) -> State[None]:
     """Estimate the age of every face in a folder of pictures that has no rows yet.
 
     `name` is the archive's, by default its folder's; `model` is a model file, by default the store's current.
     A refused share (0..1) of the files found above `max_refused` fails the run, as does a share above `max_gone` of the
     files of the run before that are gone, or an archive that is gone altogether; rows are committed whatever the
-    outcome. `exclude` names files and folders to pass over, as in .gitignore. What `agewatch.score_archive` raises
-    fails the run, told without paths.
+    outcome. `exclude` names files and folders to pass over, as in .gitignore, `ray` the HOST:PORT of a Ray cluster that
+    does the work. What `agewatch.score_archive` raises fails the run, told without paths.
     """
     try:
         summary = scored(
             archive_folder, name=name, model=model, faces=mode, max_refused=max_refused, max_gone=max_gone,
-            exclude=exclude or (),
+            exclude=exclude or (), ray=ray,
         )  # fmt: skip
     except AgewatchError as error:  # a finding about the archive or the request: told without a trace
         return failed(error)
@@ -56,9 +57,10 @@ def score_archive(
     )
 
 
-def scored(archive_folder: str, **said: Any) -> Summary:
-    """Score what is new, and show it; see `agewatch.score_archive`."""
-    summary = api.score_archive(archive_folder, **said, progress=shown.Progress())
+def scored(archive_folder: str, *, ray: str | None = None, **said: Any) -> Summary:
+    """Score what is new, on this machine or a Ray cluster's, and show it; see `agewatch.score_archive`."""
+    where: Any = {"runner": "ray", "address": ray} if ray else {}
+    summary = api.score_archive(archive_folder, **said, **where, progress=shown.Progress())
     shown.scored(summary)
     return summary
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe_core_python import sync_playwright
 from browser import open_page
 from pictures import ASTRONAUT, encoded
 from PIL import Image
@@ -28,8 +29,7 @@ from agewatch.scoring.writer import Writer
 KEY = Key("a", "m-1@0", "detect")
 ODD = "<b>/<script>alert(1)<script>\"'&, ünd\\.png"
 ARABIC = "صور/وجه.jpg"
-AXE = Path(sys.prefix) / "peers" / "axe_playwright_python" / "axe.min.js"
-"""`make peers` puts it there."""
+AXE = Path(sync_playwright.__file__).with_name("axe.min.js")
 
 
 def scored(root: Path, path: str, data: bytes, age: float = 30.0, **changed: Any) -> dict[str, Any]:
