@@ -231,8 +231,8 @@ def test_a_reports_folder_stays_below_the_reports(archive: str, tmp_path: Path) 
 
 def test_evidently_stays_out_of_the_verdict_and_sends_nothing() -> None:
     script = (
-        "import sys, monitoring.verdict; assert 'evidently' not in sys.modules;"
-        "import monitoring.report; from evidently.telemetry import event_logger;"
+        "import sys, monitoring.drift; assert 'evidently' not in sys.modules;"
+        "import monitoring.evidently_page; from evidently.telemetry import event_logger;"
         "print(event_logger.is_enabled())"
     )
     plain = {name: value for name, value in os.environ.items() if "DO_NOT_TRACK" not in name}
