@@ -5,7 +5,7 @@ Real are `agewatch up` with Prefect's server, its worker and automations, each n
 the pictures and true ages, training, gate, a smoke test by TorchServe, alerts, and what a person types. Simulated is
 the wall clock of all of them (`wall_clock.c`): when a night has ended it is set to a moment before the next; all that
 waits, waits in real time. Once it is set back an hour. The current model is the network of the tracked one, which has
-seen these pictures, with a last layer that has learnt from faces under 45 alone: older ones are news to it. The older
+seen these pictures, with a last layer that has learnt from faces under 60 alone: older ones are news to it. The older
 people are chosen by their true ages; the camera's pictures are darkened, blurred and encoded again.
 """
 
@@ -42,7 +42,7 @@ from agewatch.scoring import predictions
 
 DATA = Path(os.environ.get("AGEWATCH_DATA", ""))
 AT_FIRST, A_NIGHT, FOLDERS = 2_000, 50, 5
-YOUNG, OLDER_SHARE = 45, 0.6
+YOUNG, OLDER_SHARE = 60, 0.5
 WEEKS, PEOPLE, CAMERA = 13, 5, 9  # in all, and in which people and camera change
 TO_LABEL = 5  # nights of new people, before a person labels them
 LABELLED = 1_000
@@ -257,6 +257,8 @@ def _prepare(desk: Desk, clock: Clock) -> tuple[Iterator[tuple[Path, int]], Iter
     file.write_text(yaml.safe_dump(content))
     archive = pd.read_csv(DATA / "archive_faces.csv").sample(frac=1, random_state=2)
     archive = archive[archive["age"] >= 5]
+    archive = pd.concat([archive, faces[faces["age"] >= YOUNG].assign(path="../facial_age/" + faces["path"])])
+    archive = archive.sample(frac=1, random_state=3)
 
     def pictures(rows: pd.DataFrame) -> Iterator[tuple[Path, int]]:
         return iter(
