@@ -139,7 +139,7 @@ def score_archive(
         left_to_rescore=todo.files - done.files,
         seconds=round(seconds, 3),
         faces_per_s=round(done.rows["ok"] / seconds, 1),
-        predictions=predictions.place(table),
+        predictions=predictions.shown(table if predictions.is_remote(table) else table.resolve()),
         lost=lost,
         refused_now=done.refused,
         **_state(listing, known, done.files),

@@ -23,8 +23,12 @@ def at(place: Path | str) -> Source:
     if (url := url_of(text)) is not None:
         return Bucket(url)
     if text.startswith(_URI):  # of a path that is no UTF-8
-        place = os.fsdecode(unquote_to_bytes(text.removeprefix(_URI)))
-    path = Path(place)
+        text = os.fsdecode(unquote_to_bytes(text.removeprefix(_URI)))
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # a root of the table's, which is UTF-8, where the system's names are ASCII
+        text = os.fsdecode(text.encode())
+    path = Path(text)
     return packed(path) if path.is_file() else Folder(path)
 
 
