@@ -83,6 +83,8 @@ def run(
     moved = tuple(pictures.that_moved(verdict, *parts))
     changed = None if verdict.baseline is None else model_change.since_the_last(table, key, verdict.baseline)
     folder = (out or run_dir(settings.reports, key.archive)).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{out} is no folder.")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     verdict = _told(verdict, why, measured, seen, fitted)
     shown = folder / "index.html", folder / "drift.json"
