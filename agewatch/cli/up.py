@@ -21,9 +21,12 @@ def init(
     labelled: Annotated[
         list[Path] | None, typer.Option("--labelled", metavar="DATA", help="Labelled pictures to train on.")
     ] = None,
-    at: Annotated[datetime, typer.Option("--at", formats=["%H:%M"], help="When a night begins.")] = datetime(
-        1900, 1, 1, 1
-    ),
+    at: Annotated[
+        datetime,
+        typer.Option(
+            "--at", formats=["%H:%M"], metavar="HH:MM", show_default=False, help="When a night begins; default: 01:00."
+        ),
+    ] = datetime(1900, 1, 1, 1),
     timezone: Annotated[
         str | None, typer.Option("--timezone", help="Such as Europe/Berlin; default: this machine's.")
     ] = None,
