@@ -67,7 +67,8 @@ class Server:
         try:
             return str(json.loads(self.key_file.read_bytes())["inference"]["key"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{self.key_file} can't be read as a server's key file: {error!r}.") from error
+            why = error.strerror if isinstance(error, OSError) else "it holds no token"
+            raise UsageError(f"{self.key_file} can't be read as a server's key file: {why}.") from error
 
 
 class _Again(Exception):  # noqa: N818 it is no failure yet

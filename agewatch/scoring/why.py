@@ -29,6 +29,7 @@ def write(picture: Path, out: Path, *, model_path: Path, how: Execution, mode: M
     told |= place(seen.faces, face, model.spec.cut)
     found = explain(seen.chips[face], model, open_engine(model, cache=how.cache, precision=how.precision))
     content = json.dumps(told | found.content(), indent=1).encode()
+    out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as aside:
         aside.write_bytes(overlay(found) if out.suffix == ".png" else content)
     return found
