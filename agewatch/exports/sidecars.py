@@ -71,6 +71,8 @@ def write(
     where = chosen(table, archive, model, ["ok"], with_gone)
     source = door.at(predictions.archives(table)[archive])
     target = out.resolve()
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{out} is no folder.")
     for name in archives.around(table, out):
         if not (into_archive and name == archive):
             raise UsageError(
