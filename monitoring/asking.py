@@ -21,12 +21,12 @@ from agewatch.errors import ImageError, TableError
 from agewatch.estimator.faces import Face
 from agewatch.estimator.images import RGB, Picture
 from agewatch.labelled import late
-from agewatch.scoring import predictions, thumbnails
+from agewatch.scoring import archives, predictions, thumbnails
 from agewatch.scoring.predictions import Key
 from agewatch.scoring.scorer import one_pictures_misfortune
 from agewatch.sources import door
 from agewatch.sources.source import Source
-from monitoring.page import rendered, script, write_page
+from monitoring.page import rendered, script, taken, write_page
 
 DAYS = 7
 """Faces are drawn from those that arrived in so many days up to the newest night, and from more where these are few."""
@@ -59,8 +59,10 @@ def ask(table: Path, key: Key, n: int, out: Path) -> Asked:
 
     Each unlabelled face of the newest nights has the same chance, n over their number. A picture that is gone, has
     changed or can't be read gives its place to another. Raises TableError where the table has no such face, or none
-    that can be shown, OSError where the page can't be written.
+    that can be shown, UsageError where OUT lies in an archive or holds another's page, OSError where it can't be
+    written.
     """
+    archives.require_outside(table, out)
     faces = _unlabelled(table, key, n)
     source = door.at(predictions.archives(table)[key.archive])
     chance, shown, lost = min(1.0, n / len(faces)), [], 0
@@ -74,8 +76,7 @@ def ask(table: Path, key: Key, n: int, out: Path) -> Asked:
     if not shown:
         raise TableError(f"None of the {len(faces):,} faces without a label can be shown: are the pictures there?")
     page = rendered("ask.html.jinja", archive=key.archive, faces=shown, **script("ask.js"))
-    out.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_page(out / "index.html", page)
+    write_page(taken(out) / "index.html", page)
     return Asked((out / "index.html").absolute(), len(shown), len(faces), lost)
 
 

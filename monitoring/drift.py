@@ -18,7 +18,7 @@ from agewatch.estimator.memory import room_of_one
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import write_json
-from agewatch.scoring import anew, canaries, predictions
+from agewatch.scoring import anew, archives, canaries, predictions
 from agewatch.scoring import baseline as baselines
 from agewatch.scoring.anew import Left
 from agewatch.scoring.baseline import Accepted, Baseline
@@ -31,6 +31,7 @@ from monitoring.cause import Cause
 from monitoring.error import MeasuredError
 from monitoring.fit import Fit
 from monitoring.instrument import Instrument
+from monitoring.page import taken
 from monitoring.pictures import Picture
 from monitoring.record import DriftRun
 from monitoring.verdict import Verdict, judge
@@ -83,9 +84,8 @@ def run(
     moved = tuple(pictures.that_moved(verdict, *parts))
     changed = None if verdict.baseline is None else model_change.since_the_last(table, key, verdict.baseline)
     folder = (out or run_dir(settings.reports, key.archive)).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{out} is no folder.")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    archives.require_outside(table, folder)
+    taken(folder)
     verdict = _told(verdict, why, measured, seen, fitted)
     shown = folder / "index.html", folder / "drift.json"
     found = DriftRun(key, verdict, seen, changed, why, fitted, measured, moved, *shown, left_to_rescore=still.files)

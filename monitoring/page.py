@@ -11,12 +11,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from agewatch.errors import UsageError
 from agewatch.files import replacing
 
 SCHEMA = 2
 """Of drift.json; raised whenever a key changes its meaning or goes."""
 WORDS = {"drift": "Drift", "no_drift": "No drift", "too_little_data": "Too little data"}
 """Verdicts for a person."""
+
+_MARK = b'<meta name="generator" content="agewatch">'
 
 _templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 
@@ -32,6 +35,17 @@ def script(name: str) -> dict[str, str]:
     text = Path(__file__).with_name(name).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return {"script": Markup(text), "script_hash": digest}  # noqa: S704  our own file
+
+
+def taken(out: Path) -> Path:
+    """Take a folder that a person named for a page. Raises UsageError where it is none or holds another's page."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is no folder.")
+    page = out / "index.html"
+    if page.exists() and _MARK not in page.read_bytes()[:2000]:
+        raise UsageError(f"{page} is no page of agewatch's: name an empty or a new folder.")
+    out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return out
 
 
 def write_page(file: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import json
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from agewatch.errors import TableError, UsageError
+from agewatch.errors import GoneError, TableError, UsageError
 from agewatch.files import lock, now, write_text
 from agewatch.gallery import choose, sheets
 from agewatch.gallery.choose import MOST_OTHERS, Chosen, Sort
@@ -62,14 +62,20 @@ def make(
 
     With `compare`, the two keys' ages stand side by side. The sheets are drawn first: a run that is killed leaves the
     page that was there, and the next one clears up. Raises UsageError where OUT lies in an archive or holds other
-    things, TableError where there is nothing to show or another run writes to OUT, OSError where it can't be written.
+    things, GoneError where the archive is not there, TableError where there is nothing to show or another run writes to
+    OUT, OSError where it can't be written.
     """
     source = door.at(predictions.archives(table)[keys[0].archive])
     read = [_rows(table, key, statuses, with_gone) for key in keys]
     first, other = (read[0], read[1]) if compare else (pa.concat_tables(read), None)
     chosen = choose.choose(first, sort, other=other)
     sheets.number(chosen.rows)
-    with _folder(out, archives.around(table, out).values()) as (folder, drawn):
+    archives.require_outside(table, out)
+    try:
+        source.require_there()
+    except UsageError as error:
+        raise GoneError(f"The archive '{keys[0].archive}' is gone: {error} Its last gallery is kept.") from error
+    with _folder(out) as (folder, drawn):
         lost = sheets.draw(chosen.rows, source, drawn, how)
         for sheet in drawn.iterdir():
             sheet.chmod(0o600)
@@ -86,12 +92,9 @@ def _rows(table: Path, key: Key, statuses: Sequence[str], with_gone: bool) -> pa
 
 
 @contextmanager
-def _folder(out: Path, around: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+def _folder(out: Path) -> Iterator[tuple[Path, Path]]:
     """Take a folder for a gallery; yield it, and a new one in it for the sheets, which goes where the body raises."""
     folder = out.resolve()
-    home = Settings().home.resolve()  # it may lie in an archive, which passes it over as litter
-    if any(not (folder.is_relative_to(home) and home.is_relative_to(root)) for root in around):
-        raise UsageError(f"{out} lies in an archive, which would be scored with it: name another.")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{out} is no folder.")
     if folder.is_dir() and not (folder / MARK).exists() and any(folder.iterdir()):

@@ -28,6 +28,7 @@ from agewatch.scoring.predictions import (
     plain,
     require_writable,
 )
+from agewatch.settings import Settings
 from agewatch.sources import door
 from agewatch.sources.folder import Folder
 
@@ -67,10 +68,24 @@ def meant(table: Path, name: str | None) -> str:
 
 
 def around(table: Path, folder: Path) -> dict[str, Path]:
-    """The archives in whose folders a folder lies, with these, by name. Raises TableError where there is no table."""
+    """The archives in whose folders a folder lies, with these, by name. Raises TableError where there is no table.
+
+    The home may lie in an archive, which passes it over as litter: what is in there lies in none.
+    """
+    folder, home = folder.resolve(), Settings().home.resolve()
     sources = {name: door.at(root) for name, root in predictions.archives(table).items()}
     folders = {name: source.path for name, source in sources.items() if isinstance(source, Folder)}
-    return {name: path for name, path in folders.items() if folder.resolve().is_relative_to(path)}
+    return {
+        name: path
+        for name, path in folders.items()
+        if folder.is_relative_to(path) and not (folder.is_relative_to(home) and home.is_relative_to(path))
+    }
+
+
+def require_outside(table: Path, folder: Path) -> None:
+    """Raise UsageError where a folder that pages with faces are to be written to lies in an archive."""
+    if around(table, folder):
+        raise UsageError(f"{folder} lies in an archive, which would be scored with it: name another.")
 
 
 def move(table: Path, name: str, place: Path | str) -> Archive:

@@ -82,7 +82,9 @@ def connected(address: str | None, *, memory_gb: float, workers: int | None = No
             "num_cpus": workers or len(os.sched_getaffinity(0)), "object_store_memory": _STORE_BYTES,
             "_temp_dir": scratch, "include_dashboard": False,
         }  # fmt: skip
-        code = {"py_modules": [str(Path(agewatch.__file__).parent)], "excludes": ["*.mar", "__pycache__"]}
+        code: dict[str, Any] = {"py_modules": [str(Path(agewatch.__file__).parent)], "excludes": ["*.mar"]}
+        if address is None:
+            code["env_vars"] = {"TMPDIR": scratch}  # what its workers keep ends with it
         try:
             ray.init(
                 address or "local", runtime_env=code, log_to_driver=False, logging_level=logging.ERROR,

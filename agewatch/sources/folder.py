@@ -29,7 +29,8 @@ class Folder(Source):
     def require_there(self) -> None:
         """Raise UsageError where there is no such folder."""
         if not self.path.is_dir():
-            raise UsageError(f"There is no folder {self.path}.")
+            kind = "file" if self.path.suffix.lower() in (".zip", ".tar") else "folder"
+            raise UsageError(f"There is no {kind} {self.path}.")
 
     def walk(self, sieve: Sieve) -> Iterator[FileRef]:
         """Yield the pictures. Raises AgewatchError where the folder itself can't be listed."""
