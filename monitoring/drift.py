@@ -139,7 +139,7 @@ def _told(
     if seen is not None:
         verdict = replace(verdict, notes=(*verdict.notes, *seen.notes))
     if seen is not None and seen.moved:
-        notes = (f"Apart from that: {verdict.headline}", *verdict.notes)
+        notes = (f"Apart from the instrument: {verdict.headline}", *verdict.notes)
         verdict = replace(verdict, answer="drift", headline=seen.headline, advice=seen.advice, notes=notes)
         verdict = replace(verdict, since=verdict.since or seen.since)
     return replace(verdict, notes=(*verdict.notes, *fitted.notes))

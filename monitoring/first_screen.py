@@ -73,7 +73,8 @@ class FirstScreen:
         answers = {row.label: str(row) if with_names else row.without_name for row in self.rows}
         age = answers.pop("Mean age")
         first = f"{self.title} Mean age: {age[:1].lower()}{age[1:]}"
-        return [(self.word, first), *answers.items(), ("Do now", ". ".join(map(str, self.deeds)) + ".")]
+        deeds = (said if said.endswith("?") else f"{said}." for said in map(str, self.deeds))
+        return [(self.word, first), *answers.items(), ("Do now", " ".join(deeds))]
 
 
 def of_run(found: DriftRun) -> FirstScreen:
@@ -116,7 +117,8 @@ def _title(found: DriftRun) -> str:
     )
     most = moved[0]
     said = f"faces are estimated {_way(most.effect)} than those accepted" if most.name == "age" else story.shift(most)
-    return f"{story.capital(said)}{also}."
+    ages = "" if "age" in [column.name for column in moved] or found.cause != "camera" else "; ages did not"
+    return f"{story.capital(said)}{also}{ages}."
 
 
 def _age(found: DriftRun) -> str:
@@ -124,7 +126,7 @@ def _age(found: DriftRun) -> str:
     verdict = found.verdict
     if found.cause == "instrument" and found.instrument is not None:
         run = found.instrument.run
-        each = f"each moved by {run.spread_years:.2f} years, up or down"
+        each = f"a picture moved by {run.spread_years:.2f} years on average"
         return f"{_way(run.moved_years)} in the mean of the same {run.n:,} pictures; {each}."
     age = next((column for column in verdict.columns if column.name == "age"), None)
     if age is None:
@@ -136,8 +138,10 @@ def _age(found: DriftRun) -> str:
     if part is not None and part.drifted and not verdict.drifted:
         by = f"{_way(part.effect)} in one folder ({part.low:+.1f} to {part.high:+.1f})"
         return f"{by}; the archive as a whole hardly moved."
-    now = f"since {verdict.since}" if verdict.answer == "drift" and verdict.since else "in the last night"
-    return f"no change seen: {age.effect:+.1f} years {now} ({age.low:+.1f} to {age.high:+.1f}), within chance."
+    seen = "not to be told yet" if verdict.answer == "too_little_data" else "no change seen"
+    return (
+        f"{seen}: in the last night {age.effect:+.1f} years ({age.low:+.1f} to {age.high:+.1f}), which may be chance."
+    )
 
 
 def _way(years: float) -> str:
@@ -193,7 +197,7 @@ def _where(found: DriftRun) -> Row:
     if source is not None:
         return Row(label, "In no single one; most comes from ", source.folder, f", {source.part:.0%} of it.")
     if verdict.answer == "drift":
-        return Row(label, "None in ages; furthest, by what may be chance, ", part.value, f"{by}.")
+        return Row(label, "None by its ages, which alone are judged by folders.")
     none = "None moved" if verdict.answer == "no_drift" else "Not to be told yet"
     return Row(label, f"{none}; furthest, by what may be chance, ", part.value, f"{by}.")
 
@@ -211,9 +215,10 @@ def _sure(found: DriftRun) -> str:
         return "Certain: the same pictures were estimated twice, so that chance has no part in it."
     if verdict.answer == "drift" and verdict.moved:
         level = "Very sure" if (verdict.value or 0) > _VERY * BOUND else "Sure"
+        moved = verdict.trail.name if verdict.trail is not None else "it"
         return (
-            f"{level} that it moved: the evidence is {story.evidence(verdict.value)} to 1. Drift is said from"
-            f" {BOUND:.0f} to 1 on; of archives that never change at most 1 in 20 gets there within 1,000 nights."
+            f"{level}: {SHORT.get(moved, moved)} moved, with evidence of {story.evidence(verdict.value)} to 1. Drift is"
+            f" said from {BOUND:.0f} to 1 on; of archives that never change at most 1 in 20 gets there in 1,000 nights."
         )
     if verdict.answer == "drift":
         return "Sure: in 150 labelled weeks without a rise, the chance of saying so is at most 5 %."
@@ -231,14 +236,14 @@ def _deeds(found: DriftRun) -> list[Deed]:
     verdict, name = found.verdict, shlex.quote(found.key.archive)
     accept = f"agewatch drift accept --archive {name}"
     if found.cause == "instrument" and found.instrument is not None:
-        ran = f"it ran {found.instrument.run.engine}"
+        ran = f"it runs {found.instrument.run.engine} now"
         what = f"Find what changed on this machine ({ran}): library, processor, precision"
         return [Deed(what, "agewatch doctor"), Deed("If it stays so, make it the new normal", accept)]
     if verdict.answer == "drift":
         normal = f"{accept} --from {verdict.since}" if verdict.since is not None else accept
         return [*_of_drift(found, name), Deed("If it is right as it is, make it the new normal", normal)]
     if verdict.arrived:
-        return [_until_full(verdict), Deed("Or take what is there as the normal", accept)]
+        return [_until_full(verdict), Deed("Or take what is there as the normal, with less certainty", accept)]
     if verdict.answer == "no_drift":
         return [Deed("Nothing; the next night is judged when it comes")]
     if verdict.windows_more is not None:
@@ -249,10 +254,11 @@ def _deeds(found: DriftRun) -> list[Deed]:
 
 def _of_drift(found: DriftRun, name: str) -> list[Deed]:
     rose = found.error is not None and found.error.since is not None
-    look = Deed("Look at the pictures that moved it most", place="pictures")
-    look = look if found.pictures else Deed("Look at the newest pictures")
+    most = "the pictures that moved it most" if found.pictures else "the newest pictures"
+    asked = ": did a camera, a scanner or its settings change?" if found.cause in ("camera", "mixed", "unclear") else ""
+    look = Deed(f"Look at {most}{asked}", place="pictures" if found.pictures else "")
     labels = Deed(
-        "Are the ages still right? Tell the true ages of 20 faces",
+        "Are the ages still right? Tell the true ages of 20 faces on the page that this makes",
         f"agewatch labels ask --archive {name} -n 20 --out ages",
     )
     if rose:
