@@ -10,6 +10,7 @@ from PIL import Image
 
 from agewatch.estimator.faces import Face
 from agewatch.scoring.thumbnails import SIDE, thumbnail
+from agewatch.sources.folder import Folder
 
 
 def test_the_box_of_the_row_is_cut_whatever_the_files_size_and_turn_and_metadata_stays_behind(tmp_path: Path) -> None:
@@ -20,13 +21,14 @@ def test_the_box_of_the_row_is_cut_whatever_the_files_size_and_turn_and_metadata
     exif[0x0112], exif[0x010F] = 6, "Maker of secrets"
     data = encoded(Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=90)
     (tmp_path / "a.jpg").write_bytes(data)
+    source = Folder(tmp_path)
     digest = hashlib.blake2b(data, digest_size=32).hexdigest()
-    shown = thumbnail(tmp_path, "a.jpg", digest, Face((2000, 1000, 400, 400), 0.9))
+    shown = thumbnail(source, "a.jpg", digest, Face((2000, 1000, 400, 400), 0.9))
     assert shown is not None
     assert b"Maker" not in shown
     pixels = np.asarray(Image.open(BytesIO(shown)).convert("RGB")).astype(int)
     assert pixels.shape == (SIDE, SIDE, 3)
     assert (pixels[40:120, 40:120, 0] > 200).all()  # the face fills the middle
     assert (pixels[:10, :10, 2] > 200).all()  # what is around it is seen
-    assert thumbnail(tmp_path, "a.jpg", "0" * 64, Face((0, 0, 9, 9))) is None  # another content
-    assert thumbnail(tmp_path, "gone.jpg", digest, Face((0, 0, 9, 9))) is None
+    assert thumbnail(source, "a.jpg", "0" * 64, Face((0, 0, 9, 9))) is None  # another content
+    assert thumbnail(source, "gone.jpg", digest, Face((0, 0, 9, 9))) is None
