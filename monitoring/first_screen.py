@@ -217,8 +217,8 @@ def _sure(found: DriftRun) -> str:
         level = "Very sure" if (verdict.value or 0) > _VERY * BOUND else "Sure"
         moved = verdict.trail.name if verdict.trail is not None else "it"
         return (
-            f"{level}: {SHORT.get(moved, moved)} moved, with evidence of {story.evidence(verdict.value)} to 1. Drift is"
-            f" said from {BOUND:.0f} to 1 on; of archives that never change at most 1 in 20 gets there in 1,000 nights."
+            f"{level}: {SHORT.get(moved, moved)} moved, with evidence of {story.evidence(verdict.value)} to 1;"
+            f" drift is said from {BOUND:.0f} to 1 on."
         )
     if verdict.answer == "drift":
         return "Sure: in 150 labelled weeks without a rise, the chance of saying so is at most 5 %."

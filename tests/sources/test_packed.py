@@ -223,7 +223,7 @@ def test_files_that_are_no_archive_or_can_not_be_read_in_place_are_wrong_usage(t
         door.at(tmp_path / "a.tar.gz")
     (tmp_path / "empty.tar").write_bytes(bytes(10_240))
     assert door.find(door.at(tmp_path / "empty.tar")).files == []
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="no file"):
         door.at(tmp_path / "gone.zip").require_there()
 
 
