@@ -71,6 +71,8 @@ def score_archive(
 
     if address is not None and runner != "ray":
         raise UsageError("An address is of a Ray cluster: it goes with the runner ray.")
+    if runner == "ray" and engine == "torchserve":
+        raise UsageError("A server does its own work: --engine torchserve and --runner ray don't go together.")
     if engine != "torchserve" and url is None:
         how = _execution(engine, precision, workers, progress, memory_gb)
     elif engine == "torchserve" and url is not None and precision == "auto":

@@ -27,8 +27,10 @@ def thumbnail(
 
     None where the file is gone, holds another content than the row's, or can't be read.
     """
-    with suppress(ImageError), one_pictures_misfortune():
-        return jpeg(cut(picture(source, path, content_hash, room), face, side))
+    with suppress(ImageError):
+        shown = picture(source, path, content_hash, room)
+        with one_pictures_misfortune():
+            return jpeg(cut(shown, face, side))
     return None
 
 
@@ -40,7 +42,8 @@ def picture(source: Source, path: str, content_hash: str | None, room: Room | No
     data, _ = source.read(FileRef(path))
     if hashlib.blake2b(data, digest_size=32).hexdigest() != content_hash:
         raise ImageError("vanished", "The file holds another picture now.")
-    return decode(data, min_side=DECODED_SIDE, room=room)
+    with one_pictures_misfortune():
+        return decode(data, min_side=DECODED_SIDE, room=room)
 
 
 def cut(shown: Picture, face: Face, side: int = SIDE) -> RGB:

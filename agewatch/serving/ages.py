@@ -61,11 +61,6 @@ class Ages:
             self._call()
         return [age for ages in await asyncio.gather(*(part.answer for part in parts)) for age in ages]
 
-    async def drained(self) -> None:
-        """Wait until nothing is under way."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
-
     def _call(self) -> None:
         if len(self._under_way) < (self._calls if len(self._waiting) >= _WORTH_A_CALL else 1) and self._waiting:
             task = asyncio.create_task(self._answer_batch())

@@ -95,8 +95,9 @@ class Backends:
                 elif self._source.changed():
                     await self._change()
                 wait = _FIRST_WAIT_SECONDS
-            except (AgewatchError, OSError) as error:
-                self._tell({"event": "failed", "why": str(error)})
+            except Exception as error:  # whatever it is: nobody else would start TorchServe again
+                why = str(error) if isinstance(error, AgewatchError) else repr(error)
+                self._tell({"event": "failed", "why": why})
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 

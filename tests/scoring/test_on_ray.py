@@ -166,3 +166,12 @@ def test_a_cluster_that_is_not_there_is_said_in_a_sentence(faces: Path, tmp_path
     )  # fmt: skip
     assert ran.returncode == 1
     assert "can't be used" in json.loads(ran.stdout)["error"]["message"]
+
+
+def test_a_server_is_not_asked_from_a_cluster(faces: Path, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        command(faces, "--runner", "ray", "--engine", "torchserve", "--url", "http://127.0.0.1:9"),
+        env={**os.environ, "AGEWATCH_HOME": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 2
+    assert "don't go together" in json.loads(ran.stdout)["error"]["message"]
