@@ -44,7 +44,7 @@ MEASURE = """(() => {
     const told = {
       built: built.duration, ready: built.startTime + built.duration,
       painted: performance.getEntriesByName("first-contentful-paint")[0].startTime,
-      sheets: performance.getEntriesByType("resource").length, cards: document.querySelectorAll("li").length,
+      cards: document.querySelectorAll("li").length,
       narrowed: await clock(set("from", "50")), widened: await clock(set("from", "")),
       end: await clock(() => scrollTo(0, document.body.scrollHeight)),
     };
@@ -122,7 +122,7 @@ def _opened(page: Path, home: Path) -> dict[str, float]:
     words = {
         "painted": "first paint", "ready": "all faces there, filters ready", "built": "of that, the page's script",
         "narrowed": "a filter narrowed, until the next frame", "widened": "all shown again",
-        "end": "a jump to the end", "sheets": "(number) sheets opened",
+        "end": "a jump to the end",
     }  # fmt: skip
     return {words[name]: told[name] for name in words}
 
