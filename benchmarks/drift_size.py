@@ -76,7 +76,7 @@ def main() -> None:
 
 def _fill(folder: Path, size: int) -> None:
     key = Key("big", AgeModel.load(resolve(None, Settings().model_store)).id, "detect")
-    Writer(folder, key, root=folder.parent)
+    Writer(folder, key, root=folder.parent / "archive")
     rng = np.random.default_rng(0)
     for start in range(0, size, CHUNK):
         write_deltalake(folder, _rows(rng, key, start, CHUNK, datetime(2026, 6, 1, 2, tzinfo=UTC), 0.0), mode="append")

@@ -11,7 +11,7 @@ from monitoring.columns import BOUND, MATERIAL
 from monitoring.page import WORDS
 from monitoring.plots import SHORT
 from monitoring.record import DriftRun
-from monitoring.segments import Segment
+from monitoring.segments import Segment, Source
 from monitoring.verdict import VISIBLE_YEARS, Verdict
 
 _LEADS = {
@@ -139,6 +139,8 @@ def _age(found: DriftRun) -> str:
         by = f"{_way(part.effect)} in one folder ({part.low:+.1f} to {part.high:+.1f})"
         return f"{by}; the archive as a whole hardly moved."
     seen = "not to be told yet" if verdict.answer == "too_little_data" else "no change seen"
+    if verdict.answer == "drift" and verdict.visible_years is not None and math.isfinite(verdict.visible_years):
+        return f"no change seen; a lasting one by under {verdict.visible_years:.1f} years could not be."
     return (
         f"{seen}: in the last night {age.effect:+.1f} years ({age.low:+.1f} to {age.high:+.1f}), which may be chance."
     )
@@ -185,7 +187,8 @@ def _where(found: DriftRun) -> Row:
     source = verdict.source
     if source is not None and source.part >= _MOSTLY:
         old, than = ("a new folder", "those") if source.is_new else ("a known folder", "its own")
-        by = f"{source.n_faces:,} faces, {_way(source.effect)} than {than} accepted"
+        far = _way(source.effect) if source.measure == "age" else _otherwise(source, verdict)
+        by = f"{source.n_faces:,} faces, {far} than {than} accepted"
         return Row(label, "Most of it comes from ", source.folder, f", {old}: {by}.")
     part = _most(verdict.segments)
     if part is None:
@@ -197,9 +200,14 @@ def _where(found: DriftRun) -> Row:
     if source is not None:
         return Row(label, "In no single one; most comes from ", source.folder, f", {source.part:.0%} of it.")
     if verdict.answer == "drift":
-        return Row(label, "None by its ages, which alone are judged by folders.")
+        return Row(label, "Not known: of this measure no folder is told.")
     none = "None moved" if verdict.answer == "no_drift" else "Not to be told yet"
     return Row(label, f"{none}; furthest, by what may be chance, ", part.value, f"{by}.")
+
+
+def _otherwise(source: Source, verdict: Verdict) -> str:
+    unit = verdict.trail.unit if verdict.trail is not None else ""
+    return f"{SHORT[source.measure]} {story.amount(source.effect, unit)} {'higher' if source.effect > 0 else 'lower'}"
 
 
 def _most(parts: Sequence[Segment]) -> Segment | None:
@@ -238,12 +246,12 @@ def _deeds(found: DriftRun) -> list[Deed]:
     if found.cause == "instrument" and found.instrument is not None:
         ran = f"it runs {found.instrument.run.engine} now"
         what = f"Find what changed on this machine ({ran}): library, processor, precision"
-        return [Deed(what, "agewatch doctor"), Deed("If it stays so, make it the new normal", accept)]
+        return [Deed(what, "agewatch doctor"), _labels(name), Deed("If it is right as it is, accept it", accept)]
     if verdict.answer == "drift":
         normal = f"{accept} --from {verdict.since}" if verdict.since is not None else accept
         return [*_of_drift(found, name), Deed("If it is right as it is, make it the new normal", normal)]
     if verdict.arrived:
-        return [_until_full(verdict), Deed("Or take what is there as the normal, with less certainty", accept)]
+        return [_until_full(verdict)]
     if verdict.answer == "no_drift":
         return [Deed("Nothing; the next night is judged when it comes")]
     if verdict.windows_more is not None:
@@ -257,13 +265,14 @@ def _of_drift(found: DriftRun, name: str) -> list[Deed]:
     most = "the pictures that moved it most" if found.pictures else "the newest pictures"
     asked = ": did a camera, a scanner or its settings change?" if found.cause in ("camera", "mixed", "unclear") else ""
     look = Deed(f"Look at {most}{asked}", place="pictures" if found.pictures else "")
-    labels = Deed(
-        "Are the ages still right? Tell the true ages of 20 faces on the page that this makes",
-        f"agewatch labels ask --archive {name} -n 20 --out ages",
-    )
     if rose:
         return [look, Deed("The error rose: train on your labels", f"agewatch train labels:{name} --out run")]
-    return [look, labels]
+    return [look, _labels(name)]
+
+
+def _labels(name: str) -> Deed:
+    told = "Are the ages still right? Tell the true ages of 20 faces on the page that this makes"
+    return Deed(told, f"agewatch labels ask --archive {name} -n 20 --out ages")
 
 
 def _until_full(verdict: Verdict) -> Deed:

@@ -72,11 +72,13 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The folder from which most of a change of the mean age comes, as a `part` of the change.
+    """The folder from which most of a change of a measure's mean comes, as a `part` of the change.
 
-    `effect` is how far its faces lie from its own accepted ones, or where it `is_new` from all accepted ones, years.
+    `effect` is how far its faces lie from its own accepted ones, or where it `is_new` from all accepted ones, in the
+    measure's unit.
     """
 
+    measure: str
     folder: str
     n_faces: int
     effect: float
@@ -84,28 +86,28 @@ class Source:
     is_new: bool
 
 
-def source(divided: Split, since: int) -> Source | None:
-    """Where the change of the plain mean over faces that arrived from window `since` on comes from; None without one.
+def source(divided: Split, since: int, measure: str) -> Source | None:
+    """Where the change of a measure's plain mean over faces that arrived from `since` on comes from, or None.
 
     A folder's part is what its faces add to the mean now less what they added before, so that all parts make 1.
     """
     parts = divided.parts
     codes, names = _named(parts["folder"], _top_folders)
-    window, count, total = (parts[name].to_numpy(np.float64) for name in ("window", "age_n", "age_sum"))
+    window, count, total = (parts[name].to_numpy(np.float64) for name in ("window", f"{measure}_n", f"{measure}_sum"))
     sides = [window == -1, window >= since]
-    n, years = (np.array([np.bincount(codes[side], of[side], len(names)) for side in sides]) for of in (count, total))
+    n, sums = (np.array([np.bincount(codes[side], of[side], len(names)) for side in sides]) for of in (count, total))
     if len(names) < 2 or not n.sum(axis=1).all():
         return None
-    center = years[0].sum() / n[0].sum()
-    added = (years - n * center) / n.sum(axis=1, keepdims=True)
+    center = sums[0].sum() / n[0].sum()
+    added = (sums - n * center) / n.sum(axis=1, keepdims=True)
     moved = added[1] - added[0]
     change = float(moved.sum())
     best = int(np.argmax(np.sign(change) * moved))
     if not change or not n[1, best]:
         return None
-    before = years[0, best] / n[0, best] if n[0, best] else center
-    effect = years[1, best] / n[1, best] - before
-    return Source(names[best], int(n[1, best]), float(effect), float(moved[best] / change), not n[0, best])
+    before = sums[0, best] / n[0, best] if n[0, best] else center
+    effect = sums[1, best] / n[1, best] - before
+    return Source(measure, names[best], int(n[1, best]), float(effect), float(moved[best] / change), not n[0, best])
 
 
 def of_split(divided: Split, since: int, has_drifted: bool) -> tuple[list[Segment], int]:

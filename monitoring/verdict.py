@@ -158,8 +158,9 @@ def _judged(divided: Split, known: Verdict) -> Verdict:
     low, first, high = (divided.windows[n].first for n in spans or (moved_parts[0].since,) * 3)
     headline, advice = story.drift(moved, moved_parts, first)
     notes = (*shown.notes, *story.places(moved_parts))
-    if spans and _AGES & {drift.name for drift in moved}:
-        shown = replace(shown, source=segments.source(divided, spans[1]))
+    measure = "age" if _AGES & {drift.name for drift in moved} else trailed.name
+    if spans and measure in windows.TRACED:
+        shown = replace(shown, source=segments.source(divided, spans[1], measure))
     shown = replace(shown, answer="drift", headline=headline, advice=advice, notes=notes)
     return replace(shown, since=first, since_low=low, since_high=high)
 

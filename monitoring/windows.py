@@ -13,6 +13,8 @@ from agewatch.scoring.baseline import Baseline
 from monitoring.evidence import Floats, Means, Shares
 from monitoring.summaries import CELL
 
+TRACED = ("age", "brightness", "contrast", "sharpness")
+"""Measures of which it is told from which folder a change comes."""
 By = Literal["night", "week", "month"]
 """What a window is: what arrived in one night, week or month."""
 _PERIODS = {"night": "D", "week": "W", "month": "M"}
@@ -75,8 +77,7 @@ def split(cells: pd.DataFrame, baseline: Baseline, by: By = "night", since: date
             "window",
             "group",
             *CELL,
-            "age_n",
-            "age_sum",
+            *(f"{measure}_{what}" for measure in TRACED for what in ("n", "sum")),
             *(name for name in both.columns.astype(str) if name.startswith("size_")),
         ]
     ]

@@ -128,7 +128,7 @@ def test_a_report_says_the_error_to_expect_of_what_arrived(tmp_path: Path) -> No
     assert (content["covered"], content["measured_mae"]) == (True, None)
     assert content["estimated_mae"]["low"] < np.abs(off).mean() < content["estimated_mae"]["high"]
     assert content["estimated_mae"]["value"] == pytest.approx(np.abs(off).mean(), rel=0.1)
-    assert "Estimated mean error" in told.html.read_text()
+    assert "Mean error to expect of these faces" in told.html.read_text()
     assert run(crops).content()["fit"] == {"estimated_mae": None, "measured_mae": None, "covered": None}
     unlike = run(filled(known, "brightness", 0.0))
     assert unlike.content()["fit"]["covered"] is False

@@ -94,6 +94,12 @@ def test_a_camera_an_instrument_a_calm_life_and_too_little_each_say_so(tmp_path:
     assert by_camera["Drift"].startswith("Brightness of the faces fell by 0.3")
     assert "no change seen" in by_camera["Drift"]
     assert by_camera["Cause"].startswith("The camera, or how the pictures were made; not the people")
+    cellar = [night(n, 300, folder="cellar", model=model[1]) for n in range(4, 7)]
+    dim = [of(rows, brightness=pa.array(rows["brightness"].to_numpy() * 0.3)) for rows in cellar]
+    in_one = answers(run(tmp_path / "cellar", model, *calm, *dim))
+    assert re.match(
+        r"Most of it comes from cellar, a new folder: \d+ faces, brightness 0\.3\d* lower", in_one["Folder"]
+    )
     moved = answers(run(tmp_path / "moved", model, *calm, spreads=(0.001, 0.001, 0.4, 0.4)))
     assert moved["Drift"].startswith("The same pictures as before are estimated 0.2 years older")
     assert moved["Since"] == "2026-01-04."
