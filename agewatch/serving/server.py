@@ -1,6 +1,7 @@
 """The whole server in a `with` block: the door on a thread of its own, its lookers, and TorchServe behind it."""
 
 import asyncio
+import os
 import resource
 import secrets
 import shlex
@@ -41,6 +42,8 @@ MEMORY_GB = 3.0
 LEAST_FREE_BYTES = 100_000_000
 """For logs and the converted network, or in the temporary folder for the model and what it holds."""
 _POLL_SECONDS = 0.01
+_MOST_TMPDIR_BYTES = 55
+"""A Unix socket's path has at most 107 bytes (unix(7)); ours adds `/agewatch-65535-xxxxxxxx/99999/.ts.sock.99999`."""
 _CUT_SECONDS = 2  # for connections whose requests have not arrived by then
 
 
@@ -276,15 +279,18 @@ def _require_room(folder: Path) -> None:
 
 
 def _scratch(port: int) -> Path:
-    """A private folder with a short path, as it holds sockets, whose names have at most 108 characters.
+    """A private folder with a short path, as it holds sockets: in TMPDIR, or in /tmp where that is too deep.
 
     What a killed server of this port has left is removed: we have the port, so it is gone.
     """
     prefix = f"agewatch-{port}-"
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+    folder = Path(tempfile.gettempdir())
+    if len(os.fsencode(folder)) > _MOST_TMPDIR_BYTES:
+        folder = Path("/tmp")  # noqa: S108 - mkdtemp makes a private folder in it
+    for left in folder.glob(f"{prefix}*"):
         shutil.rmtree(left, ignore_errors=True)
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=prefix))
+        scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
     except OSError as error:
         raise ServeError(f"The temporary folder can't be written: {error}.") from error
     _require_room(scratch)

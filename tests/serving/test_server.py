@@ -409,7 +409,9 @@ def test_a_signal_leaves_no_process_behind_and_what_is_under_way_is_answered(
     start = "import signal; signal.signal(2, signal.default_int_handler)\nfrom agewatch.cli.main import main; main()"
     command = [sys.executable, "-c", start, "serve", "--model", str(mar), "--port", str(port)]
     checkout = str(Path(agewatch.__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": checkout, "TMPDIR": str(tmp_path), "AGEWATCH_HOME": str(tmp_path / "h")}
+    deep = tmp_path.joinpath(*["d"] * 60)  # no socket's path may be so long
+    deep.mkdir(parents=True)
+    environment = os.environ | {"PYTHONPATH": checkout, "TMPDIR": str(deep), "AGEWATCH_HOME": str(tmp_path / "h")}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -434,7 +436,9 @@ def test_a_signal_leaves_no_process_behind_and_what_is_under_way_is_answered(
     if number != signal.SIGKILL:
         assert statuses == [200] * 16
         assert not list(tmp_path.rglob("key_file.json")), "its token is left behind"
-        assert not list(tmp_path.glob("agewatch-*")), "its temporary folder is left behind"
+        assert not [*deep.glob("agewatch-*"), *Path("/tmp").glob(f"agewatch-{port}-*")], (
+            "its temporary folder is left behind"
+        )
     else:
         again = wanted(tmp_path / "h", tmp_path / "missing.mar", port=port)
         with pytest.raises(UsageError, match="no model"), running(again):
