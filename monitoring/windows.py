@@ -81,7 +81,10 @@ def split(cells: pd.DataFrame, baseline: Baseline, by: By = "night", since: date
             *(name for name in both.columns.astype(str) if name.startswith("size_")),
         ]
     ]
-    sums = both[[name for name in both if name not in CELL]].groupby(["window", "group"], as_index=False).sum()
+    by_group = both.groupby(["window", "group"])  # column by column, as a copy of all would take as much memory again
+    names = [name for name in both.columns.astype(str) if name not in (*CELL, "window", "group")]
+    sums = pd.DataFrame({name: by_group[name].sum() for name in names}, copy=False)
+    sums.reset_index(inplace=True)
     base = _window(both[both["window"] == -1]) if is_base.any() else None
     return Split(sums, parts, base, windows, waiting, alike)
 
