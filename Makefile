@@ -25,7 +25,7 @@ lint: install
 	$(BIN)/mypy
 
 test: install chromium peers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 quick: install
 	$(BIN)/python -m pytest -m quick
@@ -55,8 +55,8 @@ peers: install
 	  --target $(VENV)/peers megadetector-utils==10.0.28 jsonpickle==4.1.4
 
 # The long versions of the tests of damage, of kills and of damaged bytes: some half an hour; the first prints a table of
-# formats by kinds of damage. Then 90 nights in which everything that can die does: more than an hour, and root. AGEWATCH_SOAK_COPIES names another number of copies; AGEWATCH_FUZZ_SECONDS=36000 goes on
-# for a night.
+# formats by kinds of damage. Then 90 nights in which everything that can die does: more than an hour, and root.
+# AGEWATCH_SOAK_COPIES names another number of copies; AGEWATCH_FUZZ_SECONDS=36000 goes on for a night.
 soak: install
 	AGEWATCH_SOAK=1 $(BIN)/python -m pytest -s tests/scoring/test_damage.py tests/scoring/test_kills.py tests/estimator/test_fuzz.py
 	$(BIN)/python benchmarks/nights.py

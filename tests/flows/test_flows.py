@@ -32,7 +32,7 @@ from agewatch.upkeep import disk
 from flows.drift import drift_report
 from flows.night import night
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 RUN_SECONDS = 240
 

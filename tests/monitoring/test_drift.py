@@ -25,7 +25,7 @@ from monitoring.columns import BOUND
 from monitoring.record import DriftRun
 from monitoring.verdict import Verdict
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KEYS = {
     "schema", "verdict", "headline", "cause", "cause_years", "since", "since_low", "since_high", "advice", "notes",
     "archive", "model", "mode", "baseline", "window", "evidence", "columns", "segments", "more_segments", "windows",

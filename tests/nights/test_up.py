@@ -28,7 +28,7 @@ from agewatch.nights.ledger import Ledger, Night
 from agewatch.nights.night import turn
 from agewatch.nights.systemd import units
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECONDS = 300
 BIN = Path(sys.executable).parent
 

@@ -1,0 +1,1 @@
+from doors import faces, mar, served  # noqa: F401  fixtures
