@@ -27,6 +27,7 @@ from agewatch.nights.night import Night, NotNowError, held, turn
 from agewatch.scoring.score import Summary
 from agewatch.settings import Settings, without_paths
 from agewatch.upkeep.disk import room_for_a_night
+from agewatch.words import counted
 from flows import events, shown
 from flows.score import Share, scored
 from flows.steps import step
@@ -151,7 +152,7 @@ def _judged(summary: Summary, max_refused: float) -> tuple[int, str | None]:
 def _told(summary: Summary) -> str:
     return (
         f"{summary.scored:,} of {summary.found:,} files were scored now, {summary.refused_now:,} of them refused; in"
-        f" all {summary.faces:,} faces, {summary.no_face:,} files without a face,"
+        f" all {counted(summary.faces, 'face')}, {counted(summary.no_face, 'file')} without a face,"
         f" {sum(summary.refused.values()):,} refused."
     )
 

@@ -16,6 +16,7 @@ from agewatch import api
 from agewatch.errors import AgewatchError
 from agewatch.estimator.spec import Mode
 from agewatch.scoring.score import Summary
+from agewatch.words import counted
 from flows import shown
 from flows.steps import failed
 
@@ -52,8 +53,8 @@ def score_archive(
     if summary.problem:
         return Failed(message=summary.problem)
     return Completed(
-        message=f"{summary.scored} of {summary.found} files were scored now; in all {summary.faces} faces,"
-        f" {summary.no_face} files without a face, {refused} refused."
+        message=f"{summary.scored} of {summary.found} files were scored now; in all {counted(summary.faces, 'face')},"
+        f" {counted(summary.no_face, 'file')} without a face, {refused} refused."
     )
 
 

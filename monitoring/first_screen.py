@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agewatch.scoring.baseline import FULL
+from agewatch.words import counted
 from monitoring import story
 from monitoring.columns import BOUND, MATERIAL
 from monitoring.page import WORDS
@@ -162,7 +163,7 @@ def _since(found: DriftRun) -> str:
         return "Nothing has been judged yet."
     n, first = len(verdict.windows), verdict.windows[0].window.first
     nothing = "Nothing moved" if verdict.answer == "no_drift" else "Nothing seen yet"
-    return f"{nothing} since {first}, over {n:,} {'nights' if n > 1 else 'night'}."
+    return f"{nothing} since {first}, over {counted(n, 'night')}."
 
 
 def _cause(found: DriftRun) -> str:
@@ -188,7 +189,7 @@ def _where(found: DriftRun) -> Row:
     if source is not None and source.part >= _MOSTLY:
         old, than = ("a new folder", "those") if source.is_new else ("a known folder", "its own")
         far = _way(source.effect) if source.measure == "age" else _otherwise(source, verdict)
-        by = f"{source.n_faces:,} faces, {far} than {than} accepted"
+        by = f"{counted(source.n_faces, 'face')}, {far} than {than} accepted"
         return Row(label, "Most of it comes from ", source.folder, f", {old}: {by}.")
     part = _most(verdict.segments)
     if part is None:
@@ -256,7 +257,7 @@ def _deeds(found: DriftRun) -> list[Deed]:
         return [Deed("Nothing; the next night is judged when it comes")]
     if verdict.windows_more is not None:
         more = verdict.windows_more
-        return [Deed(f"Nothing; about {more:,} more {'nights' if more > 1 else 'night'} like these will be enough")]
+        return [Deed(f"Nothing; about {counted(more, 'more night')} like these will be enough")]
     return [Deed(verdict.advice.rstrip(".") or "Nothing; wait for the next nights")]
 
 
@@ -282,6 +283,4 @@ def _until_full(verdict: Verdict) -> Deed:
         return Deed(f"Nothing; {left:,} more faces are needed")
     more = math.ceil(left * nights / faces)
     like = "this one" if nights == 1 else "these"
-    return Deed(
-        f"Nothing; {left:,} more faces are needed, about {more:,} {'nights' if more > 1 else 'night'} like {like}"
-    )
+    return Deed(f"Nothing; {left:,} more faces are needed, about {counted(more, 'night')} like {like}")

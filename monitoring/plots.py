@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from agewatch.scoring.baseline import FULL
+from agewatch.words import counted
 from monitoring import story
 from monitoring.columns import BOUND, ColumnDrift, Trail
 from monitoring.evidence import Floats
@@ -96,7 +97,7 @@ def filling(verdict: Verdict) -> Markup:
     shapes.append(text(0, 20, f"{faces:,} faces so far", "strong"))
     shapes += [text(0, 84, "0", "small"), text(WIDTH, 84, f"{FULL:,} make a baseline", "small", "end")]
     nights = len(verdict.arrived)
-    told = f"{faces:,} of {FULL:,} faces have arrived in {nights:,} {'nights' if nights != 1 else 'night'}."
+    told = f"{faces:,} of {FULL:,} faces have arrived in {counted(nights, 'night')}."
     return frame("filling", 92, "Faces that have arrived, of those that make a baseline", told, shapes)
 
 
@@ -257,7 +258,7 @@ def refused(verdict: Verdict) -> Markup | None:
                 )
             )
             base = high
-    told = "; ".join(f"{code}: {sum(n):,} files" for code, n in verdict.refused)
+    told = "; ".join(f"{code}: {counted(sum(n), 'file')}" for code, n in verdict.refused)
     return frame(
         "refused", 162, "Files refused, share of each night's", told, [*shapes, *_ends(days, _days(days), 158)]
     )

@@ -7,6 +7,7 @@ import typer
 from agewatch.cli.options import JsonOption, TableOption, answer, utf8
 from agewatch.errors import UsageError
 from agewatch.settings import Settings
+from agewatch.words import counted
 
 app = typer.Typer(invoke_without_command=True, help="The archives of the table: list, move, remove.")
 
@@ -38,7 +39,7 @@ def move(
     from agewatch.scoring import archives as room
 
     moved = room.move(context.obj, name, place)
-    answer(as_json, moved, typer.echo, f"{moved.name} is now {moved.root}; {moved.files} files have rows.")
+    answer(as_json, moved, typer.echo, f"{moved.name} is now {moved.root}; {counted(moved.files, 'file')} with rows.")
 
 
 @app.command()
@@ -54,5 +55,5 @@ def remove(context: typer.Context, name: NameArgument, as_json: JsonOption = Fal
     reports, project = archive_dir(settings.reports, known), project_dir(settings.evidently, known)
     erased = room.remove(context.obj, name, reports, project, default_folder(known))
     index.write(settings.reports)
-    told = f"{erased.name} is erased: the rows of {erased.files} files, its reports and its gallery."
+    told = f"{erased.name} is erased: the rows of {counted(erased.files, 'file')}, its reports and its gallery."
     answer(as_json, erased, typer.echo, told)

@@ -19,6 +19,7 @@ from agewatch.progress import Progress, unwatched
 from agewatch.release.store import Entry
 from agewatch.scoring import predictions
 from agewatch.scoring.score import Summary
+from agewatch.words import counted
 
 if TYPE_CHECKING:  # they bring pandas, which scoring does without
     from agewatch.exports.sidecars import Written
@@ -75,8 +76,8 @@ def summary(run: Summary) -> None:
     _table(console, ("status", "files"), [(status, f"{n:,}") for status, n in files.items()], text=1, total=True)
     rate = f", {run.faces_per_s:,.1f} faces/s" if run.faces_per_s else ""
     console.print(
-        f"{run.faces:,} faces. {run.scored:,} files scored now, {run.skipped:,} already known, {run.ignored:,} of other"
-        f" kinds ignored, {run.disappeared:,} gone since. {run.seconds:.1f} s{rate}."
+        f"{counted(run.faces, 'face')}. {counted(run.scored, 'file')} read now, {run.skipped:,} already known,"
+        f" {run.ignored:,} of other kinds ignored, {run.disappeared:,} gone since. {run.seconds:.1f} s{rate}."
     )
     if run.nested:
         shown = ", ".join(run.nested[:_PATHS]) + (" ..." if len(run.nested) > _PATHS else "")
@@ -99,14 +100,14 @@ def _problem(console: Console, run: Summary) -> None:
 
 def exported(rows: int, out: Path, left: Mapping[str, int]) -> None:
     """Print how many rows an export wrote, and what it left out as only an older model scored it."""
-    print(f"{rows} rows in {out}")
+    print(f"{counted(rows, 'row')} in {out}")
     for archive, files in left.items():
-        print(f"{files:,} files of {archive} have rows of an older model only: --all-models gives them.")
+        print(f"{counted(files, 'file')} of {archive} with rows of an older model only: --all-models gives them.")
 
 
 def sidecars(written: "Written") -> None:
     """Print how many sidecars an export wrote, and which pictures have none of ours, and why."""
-    print(f"{written.sidecars:,} sidecars of {written.faces:,} faces in {written.out}")
+    print(f"{counted(written.sidecars, 'sidecar')} of {counted(written.faces, 'face')} in {written.out}")
     kept = [(path, "Another program wrote, or wrote to, the sidecar that is there.") for path in written.kept]
     lines = [f"{path}: {why}" for path, why in [*kept, *written.left_out.items()]]
     print("\n".join(lines[:_PATHS]), end="\n" if lines else "")
@@ -116,9 +117,10 @@ def sidecars(written: "Written") -> None:
 
 def gallery(made: "Gallery") -> None:
     """Print where a gallery is, and what it shows of how much."""
-    faces = f"{made.faces:,} faces" if made.faces == made.of else f"{made.faces:,} of {made.of:,} faces"
+    faces = counted(made.faces, "face") if made.faces == made.of else f"{made.faces:,} of {made.of:,} faces"
     lost = f" Not drawn: {made.lost:,}, of pictures that are gone, changed or damaged." if made.lost else ""
-    print(f"{faces}, {made.faceless:,} files without a face, {made.refused:,} refused.{lost}\nGallery: {made.page}")
+    faceless = counted(made.faceless, "file")
+    print(f"{faces}, {faceless} without a face, {made.refused:,} refused.{lost}\nGallery: {made.page}")
 
 
 def drift(found: "DriftRun") -> None:

@@ -9,6 +9,7 @@ import typer
 from agewatch.cli.options import ArchiveOption, JsonOption, ModelOption, TableOption, answer
 from agewatch.errors import UsageError
 from agewatch.settings import Settings
+from agewatch.words import counted
 
 app = typer.Typer(invoke_without_command=True, help="True ages that come late: what they say, add, ask, recalibrate.")
 
@@ -52,8 +53,13 @@ def add(
 
     table, (key, _) = _meant(archive, model, predictions)
     added = late.add(table, key, file)
-    said = f"{added.added:,} labels added, {added.unchanged:,} known already; {added.labels:,} faces of {added.archive}"
-    answer(as_json, added, typer.echo, "\n".join([*added.told, f"{said} have one now."]))
+    said = f"{counted(added.added, 'label')} added, {added.unchanged:,} known already"
+    answer(
+        as_json,
+        added,
+        typer.echo,
+        "\n".join([*added.told, f"{said}; of {added.archive} {counted(added.labels, 'face')} with a label now."]),
+    )
     raise typer.Exit(0 if added.added or added.unchanged else 1)
 
 

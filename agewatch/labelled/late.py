@@ -25,6 +25,7 @@ from agewatch.scoring import predictions
 from agewatch.scoring.beside import folder_of
 from agewatch.scoring.predictions import Key
 from agewatch.sources.source import encode_path
+from agewatch.words import counted
 
 OLDEST = 120.0
 """Years; a label beyond is no age."""
@@ -98,7 +99,7 @@ def add(table: Path, key: Key, file: Path) -> Added:
     found = _joined(rows, _faces(table, key, {str(row["path"] or "") for row in rows}))
     added, labels = _keep(table, key.archive, found)
     told = [
-        f"{len(paths):,} {'label' if len(paths) == 1 else 'labels'} {_REASONS[reason]}, such as {paths[0]!r}."
+        f"{counted(len(paths), 'label')} {_REASONS[reason]}, such as {paths[0]!r}."
         for reason, paths in found.refused.items()
     ]
     counts = {reason: len(paths) for reason, paths in found.refused.items()}

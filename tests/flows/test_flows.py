@@ -52,7 +52,7 @@ def album(desk: Path) -> Path:
 def test_a_run_tells_what_it_found(here: Api, desk: Path, album: Path) -> None:
     state = flows.score.score_archive("album", max_refused=0.2, return_state=True)
     assert state.is_completed()
-    assert state.message == ("9 of 9 files were scored now; in all 7 faces, 1 files without a face, 1 refused.")
+    assert state.message == ("9 of 9 files were scored now; in all 7 faces, 1 file without a face, 1 refused.")
     assert Counter(statuses(desk).values()) == {"ok": 7, "no_face": 1, "truncated": 1}
     artifacts = here.artifacts(str(state.state_details.flow_run_id))
     assert artifacts["score-progress"] == 100
