@@ -159,6 +159,8 @@ def columns(judged: Sequence[ColumnDrift]) -> Markup:
     shapes = [*ground, *(line(across(end), 0, across(end), _ROW * len(parts) + 6, "bound") for end in (-1, 1))]
     for number, ((one, unit), value) in enumerate(zip(parts, values, strict=True)):
         shapes += _interval(across, value, one.low / unit, one.high / unit, number, drifted=one.drifted)
+    others = [one.label for one in judged if one not in [shown for shown, _ in parts]]
+    unsaid = f" (too little is known yet of {', '.join(others)})" if others else ""
     words = {True: ", drifted", False: ""}
     told = "; ".join(
         f"{one.label} {story.change(one)}, said from {story.amount(one.threshold, one.unit)}{words[one.drifted]}"
@@ -167,7 +169,7 @@ def columns(judged: Sequence[ColumnDrift]) -> Markup:
     return frame(
         "columns",
         _ROW * len(parts) + 26,
-        "Each column's change, in multiples of the smallest that would be said",
+        f"Each column's change, in multiples of the smallest that would be said{unsaid}",
         told,
         shapes,
     )
