@@ -29,6 +29,7 @@ def ago(days: float) -> datetime:
     [
         (PEOPLE, 200, Past(), "retrain", "The people changed, and 200 labels came"),
         (ROSE, 200, Past(), "retrain", "The error by labels rose, and 200"),
+        (Finding("drift", "mixed", error_rose=True), 200, Past(), "retrain", "The error by labels rose, and 200"),
         (PEOPLE, 199, Past(), "wait", "199 labels came that the current model has not seen; 200 are needed"),
         (Finding("no_drift"), 999, Past(), "wait", "There is no drift."),
         (Finding("too_little_data", "people"), 999, Past(), "wait", "There is no drift."),
@@ -64,6 +65,16 @@ def test_a_persistent_alarm_asks_once_until_its_retraining_ended_and_the_cool_do
             asked.append(day)
             past = Past(asked_at=now, ended_at=now + timedelta(days=2))
     assert asked == [0, 16, 32, 48]
+
+
+def test_a_cause_that_wavers_asks_once_on_a_night_of_people() -> None:
+    answers, past = list[str](), Past()
+    for day, cause in enumerate(["people", "mixed", "mixed", "people", "mixed", "people"]):
+        now, labels = NOW + timedelta(days=day), 300 if day else 0
+        answers.append(wanted(Finding("drift", cause), labels, past, now).answer)
+        if answers[-1] == "retrain":
+            past = Past(asked_at=now)
+    assert answers == ["wait", "look", "look", "retrain", "look", "wait"]
 
 
 def test_one_that_fails_is_asked_for_the_next_night_and_then_ever_more_seldom(tmp_path: Path) -> None:
