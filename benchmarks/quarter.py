@@ -335,6 +335,8 @@ def _judge(quarter: Quarter, why: str) -> None:
         told.setdefault(PEOPLE if (day - quarter.first).days < quarter.camera else CAMERA, []).append(cause)
     expect(f"people were the first cause told, once: {told}", holds=told.get(PEOPLE, [])[:1] == ["people"])
     expect(f"the camera was told, once: {told}", holds=told.get(CAMERA, []).count("camera") == 1)
+    right = {PEOPLE: {"people", "unclear"}, CAMERA: {"camera", "unclear"}}
+    expect(f"no wrong cause was told: {told}", holds=all({*told.get(week, [])} <= right[week] for week in right))
     expect(f"no cause was told twice: {told}", holds=all(len(each) == len({*each}) for each in told.values()))
     begun = [(day - quarter.first).days // quarter.week + 1 for _, day, _ in news]
     expect(f"alarms began in weeks {PEOPLE} and {CAMERA}: {begun}", holds={PEOPLE, CAMERA} <= {*begun})
@@ -355,7 +357,7 @@ def _judge(quarter: Quarter, why: str) -> None:
     expect("it is current", holds=bool(made) and pointer is not None and pointer.model == made[0].model)
     expect("the last night asks for a look", holds=rows[-1].figures.get("wanted") == "look")
     expect("`models why` names alarm, data, gate and promotion", holds=all(
-        word in why for word in ("Alarm on", "hash", "Gate on", "Smoke test", "Promoted on")
+        word in why for word in ("Asked for on", "hash", "Gate on", "Smoke test", "Promoted on")
     ))  # fmt: skip
 
 

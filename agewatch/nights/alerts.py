@@ -58,7 +58,7 @@ class Channels(BaseModel):
 class Item:
     """A night that needs a look. `what` is an outcome, `drift` or `long`; `since_then` what became of it after that.
 
-    `counts` are of files and faces; `cause` and `since` of drift only.
+    `counts` are of files and faces; `cause`, `since` and `advice`, what is to be done about it, are of drift only.
     """
 
     archive: str
@@ -69,6 +69,7 @@ class Item:
     counts: dict[str, Any]
     cause: str | None = None
     since: str | None = None
+    advice: str | None = None
     since_then: str | None = None
 
 
@@ -224,16 +225,17 @@ def _item(ledger: Ledger, news: News, folders: Sequence[Path]) -> Item:
         elif row.outcome or what != "long":
             then = row.outcome or "running"
     counts = {name: figures[name] for name in _COUNTS if name in figures}
-    drift = (figures.get("cause"), figures.get("since")) if what == "drift" else (None, None)
+    drift = {"cause": "cause", "since": "since", "advice": "why"} if what == "drift" else {}
+    said = {name: figures.get(figure) for name, figure in drift.items()}
     reason = reason and without_paths(reason, *folders)  # it leaves the machine
-    return Item(news.archive, news.flow, news.due.isoformat(), what, reason, counts, *drift, then)
+    return Item(news.archive, news.flow, news.due.isoformat(), what, reason, counts, **said, since_then=then)
 
 
 def _line(item: Item) -> str:
     due = datetime.fromisoformat(item.due).astimezone()
-    line = f"{_name(item)}, {due:%a %d %b %Y %H:%M:%S %Z}: {item.what}."
-    if item.reason:
-        line += f" {item.reason}"
+    # The same drift is told again where its cause becomes clearer: without the cause both would read alike.
+    what = f"{item.what}, cause {item.cause}" if item.cause else item.what
+    line = " ".join(filter(None, (f"{_name(item)}, {due:%a %d %b %Y %H:%M:%S %Z}: {what}.", item.reason, item.advice)))
     if item.since_then is None:
         return line
     made_up = {"running": " It runs again now."} | dict.fromkeys(("done", "covered"), " It was made up since.")

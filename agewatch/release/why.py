@@ -134,9 +134,9 @@ def _alarm(life: Life) -> str:
         value = "none" if alarm.value is None else value
         cause = f", cause {alarm.cause}" if alarm.cause else ""
         return (
-            f"Alarm on {_day(alarm.asked_at)} in {alarm.archive}{cause} (evidence {value}, bound {alarm.bound:,.0f}):"
-            f' "{alarm.headline}" {alarm.new_labels:,} labels had come that {alarm.model} had not seen (report'
-            f" {alarm.report})."
+            f"Asked for on {_day(alarm.asked_at)}, as drift stood in {alarm.archive}{cause} (evidence {value}, bound"
+            f' {alarm.bound:,.0f}): "{alarm.headline}" {alarm.new_labels:,} labels had come that {alarm.model} had not'
+            f" seen (report {alarm.report})."
         )
     if life.training is None:
         return "No retraining is on record for it, so no alarm either: it was trained by hand, or before records began."

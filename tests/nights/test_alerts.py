@@ -106,7 +106,8 @@ def test_each_way_is_told_of_each_night_once_and_a_broken_one_again(ledger: Ledg
     configure(command=[keep, "two words"], webhook=hook.url)
     assert alert() == (0, "Nothing is new since the last alert.\n", "")
     counts = {"found": 10, "scored": 10, "refused": {"truncated": 9}, "refused_now": 9}
-    drift = {"verdict": "drift", "cause": "people", "since": "2026-03-01", "headline": "4 years older.", "report": "r1"}
+    drift = {"verdict": "drift", "cause": "people", "since": "2026-03-01", "headline": "4 years older."}
+    drift |= {"why": "Label some."}
     run(ledger, NOW + 1 * DAY, "refused", "9 of the 10 files read were refused.", **counts, **drift)
     run(ledger, NOW + 2 * DAY, "failed", "It failed.", verdict="drift", cause="people")
     run(ledger, NOW + 3 * DAY)
@@ -130,7 +131,8 @@ def test_each_way_is_told_of_each_night_once_and_a_broken_one_again(ledger: Ledg
     ]
     assert (told["items"][1]["cause"], told["items"][1]["since"]) == ("people", "2026-03-01")
     assert told["items"][0]["due"] == (NOW + DAY).isoformat()
-    for said in ("refused. 9 of the 10 files read were refused.", "drift. 4 years older.", "failed. It failed."):
+    known = "drift, cause people. 4 years older. Label some."
+    for said in ("refused. 9 of the 10 files read were refused.", known, "failed. It failed."):
         assert said in told["text"]
 
 
