@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("agewatch", "flows", "handler", "monitoring")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-GROUND = {"errors", "settings", "files", "progress", "processes"}
+GROUND = {"errors", "settings", "files", "progress", "processes", "words"}
 MAY_IMPORT = {  # rooms that a room may import beside itself
     "handler": {"estimator", "errors"},
     "estimator": {"errors"},
