@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from agewatch.release.smoke import Smoke
     from agewatch.release.store import Pointer
     from agewatch.remote import Server
-    from agewatch.scoring.score import Again, Summary
+    from agewatch.scoring.pending import Again
+    from agewatch.scoring.score import Summary
     from agewatch.scoring.scorer import Execution
     from agewatch.serving.server import Served, Wanted
     from agewatch.training.train import Trained

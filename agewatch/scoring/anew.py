@@ -4,9 +4,9 @@ The baseline comes first and without limit, so that drift is judged on; then wha
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
 from time import monotonic
 
@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from agewatch.estimator.spec import Mode
-from agewatch.scoring import baseline, predictions
+from agewatch.scoring import predictions
+from agewatch.scoring.known import STATE, Known, summarise
 from agewatch.scoring.predictions import Key, open_table
-from agewatch.scoring.writer import STATE, Stored, summarise
 from agewatch.sources.source import FileRef
 
 
@@ -37,54 +37,7 @@ class Left:
         return sum(self.nights.values())
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run scores: `now` whatever it takes, `later` while its minutes last.
-
-    `held` is what the table holds of the files that older models scored, `anew` the paths of those that did not change.
-    """
-
-    now: list[FileRef]
-    later: list[FileRef]
-    held: dict[str, Stored] = field(default_factory=dict)
-    anew: frozenset[str] = frozenset()
-
-    @property
-    def files(self) -> int:
-        """How many there are in all."""
-        return len(self.now) + len(self.later)
-
-
-def plan(
-    pending: Sequence[FileRef],
-    known: Container[str],
-    table: Path,
-    key: Key,
-    is_scored: Callable[[FileRef, Stored], bool],
-) -> Plan:
-    """Put in order what a model is to score: new and changed files, the baseline's, and the others, newest first.
-
-    `known` are the paths that have rows of the model; `is_scored` says whether rows stand for a file as it is. Raises
-    TableError where the table can't be read.
-    """
-    held = _by_older_models(table, key, [file.path for file in pending if file.path not in known])
-    fresh, first, rest = list[FileRef](), list[FileRef](), list[tuple[date, FileRef]]()
-    accepted = baseline.of_archive(table, key.archive, key.mode) if held else None
-    for file in pending:
-        state, night = held.get(file.path, (None, date.min))
-        if state is None or not is_scored(file, state):
-            fresh.append(file)
-        elif accepted is not None and accepted.first <= night <= accepted.until:
-            first.append(file)
-        else:
-            rest.append((night, file))
-    rest.sort(key=lambda one: one[0], reverse=True)  # within a night by path, as they were
-    later = [file for _, file in rest]
-    states = {path: state for path, (state, _) in held.items()}
-    return Plan([*fresh, *first], later, states, frozenset(file.path for file in (*first, *later)))
-
-
-def while_minutes_last(shards: Iterator[Sequence[FileRef]], minutes: float) -> Iterator[Sequence[FileRef]]:
+def while_minutes_last(shards: Iterator[list[FileRef]], minutes: float) -> Iterator[list[FileRef]]:
     """Hand out shards until so many minutes have gone by since the first was asked for; of any minutes at least one."""
     ends: float | None = None
     for shard in shards if minutes > 0 else ():
@@ -148,18 +101,21 @@ def _others(key: Key) -> ds.Expression:
     return (pc.field("archive") == key.archive) & (pc.field("mode") == key.mode) & (pc.field("model") != key.model)
 
 
-def _by_older_models(table: Path, key: Key, paths: Sequence[str]) -> dict[str, tuple[Stored, date]]:
-    """What older models' rows say of files, and the night in which each arrived; of several models the newest rows."""
-    if not paths or not may_hold_others(table, key):
-        return {}
-    where = _others(key) & pc.field("path").isin(pa.array(paths, pa.string()))
-    rows = predictions.read(table, where, [*STATE, "model", "arrived_at", "scored_at"])
-    models = rows.group_by("model").aggregate([("scored_at", "max")]).sort_by("scored_at_max")["model"].to_pylist()
-    found: dict[str, tuple[Stored, date]] = {}
-    for model in models:
-        own = rows.filter(pc.equal(rows["model"], model))
-        when = pc.coalesce(own["arrived_at"], own["scored_at"]).to_pylist()
-        arrived: dict[str, datetime] = dict(zip(own["path"].to_pylist(), when, strict=True))
-        states = summarise(own.to_batches())
-        found |= {path: (state, arrived[path].astimezone(UTC).date()) for path, state in states.items()}
-    return found
+def by_older_models(table: Path, key: Key, known: Known) -> Known:
+    """What older models' rows say of files that have none of this model, with the night in which each arrived.
+
+    Of several models the newest rows count. Raises TableError where the table can't be read.
+    """
+    held = Known()
+    if may_hold_others(table, key):
+        newest: dict[str, datetime] = {}
+        for batch in predictions.scan(table, _others(key), ["model", "scored_at"]):
+            models = pa.table(batch).group_by("model", use_threads=False).aggregate([("scored_at", "max")])
+            for model, when in zip(models["model"].to_pylist(), models["scored_at_max"].to_pylist(), strict=True):
+                newest[model] = max(when, newest.get(model, when))
+        for model in sorted(newest, key=lambda one: newest[one]):
+            where = Key(key.archive, model, key.mode).where
+            keys, states = summarise(predictions.scan(table, where, [*STATE, "arrived_at", "scored_at"]))
+            is_other = ~known.has(keys)
+            held.update(keys[is_other], states[is_other])
+    return held

@@ -4,7 +4,7 @@ A change of a library, a processor, a precision or a decoder moves the ages of t
 nothing is drawn anew. No row is replaced.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ _STRATA = 5  # of the age, and of the face's size: eight files of each pair
 _SHARD = 25
 _MOST_DRAWN_FROM = 50_000
 _FILE_NAME = "canaries.json"
+
+Listed = Callable[[Sequence[str]], Mapping[str, FileRef]]
+"""Which of some paths are in the archive, as files."""
 
 
 class Canary(BaseModel):
@@ -100,15 +103,15 @@ def accept(table: Path, archive: str) -> None:
         _write(table, archive, record)
 
 
-def look_again(table: Path, job: Scoring, files: Sequence[FileRef], workers: int) -> CanaryRun | None:
+def look_again(table: Path, job: Scoring, listed: Listed, workers: int) -> CanaryRun | None:
     """Estimate an archive's canaries again and put on record what came out; None before its baseline is full.
 
-    `files` are those that the archive holds now. Raises what the pool raises, and TableError where the table can't be
-    read or the record not written.
+    `listed` tells which of some paths the archive holds now. Raises what the pool raises, and TableError where the
+    table can't be read or the record not written.
     """
     key, record = job.key, read(table, job.key.archive)
     place = f"{key.model} {key.mode}"
-    here = _found(files, {canary.path for canary in record.canaries.get(place, [])})
+    here = listed([canary.path for canary in record.canaries.get(place, [])])
     known = [canary for canary in record.canaries.get(place, []) if canary.path in here]
     gone = len(record.canaries.get(place, [])) - len(known)
     seen = {row["path"]: row for row in _estimated(job, [here[canary.path] for canary in known], workers)}
@@ -119,7 +122,7 @@ def look_again(table: Path, job: Scoring, files: Sequence[FileRef], workers: int
     ages = [(canary.last_age, canary.age) for canary in same if canary.last_age is not None]
     lost = len(same) - len(ages)
     replaced = gone + len(known) - len(same)
-    fresh = _drawn(table, key, files, same, record) if len(same) < COUNT else []
+    fresh = _drawn(table, key, listed, same, record) if len(same) < COUNT else []
     record.canaries[place] = same + fresh
     if not record.canaries[place]:
         return None
@@ -155,12 +158,7 @@ def _estimated(job: Scoring, files: Sequence[FileRef], workers: int) -> Iterable
         yield from (row for row in scored.rows if row.get("face") in (None, 0))
 
 
-def _found(files: Sequence[FileRef], paths: set[str]) -> dict[str, FileRef]:
-    """Those of the files that are at some paths; an archive may have ten million others."""
-    return {file.path: file for file in files if file.path in paths}
-
-
-def _drawn(table: Path, key: Key, files: Sequence[FileRef], kept: Sequence[Canary], record: Record) -> list[Canary]:
+def _drawn(table: Path, key: Key, listed: Listed, kept: Sequence[Canary], record: Record) -> list[Canary]:
     """Files of the baseline that stand for all its ages and face sizes; those of another model first.
 
     In each stratum the ones with the smallest hashes, which is by chance and the same for all.
@@ -169,7 +167,7 @@ def _drawn(table: Path, key: Key, files: Sequence[FileRef], kept: Sequence[Canar
     if found is None:
         return []
     rows = _faces(table, key, found)
-    here = pa.array(list(_found(files, set(rows["path"].to_pylist()))), pa.string())
+    here = pa.array(list(listed(rows["path"].to_pylist())), pa.string())
     rows = rows.filter(pc.is_in(rows["path"], here)).to_pandas().drop_duplicates("content_hash")
     rows = rows[~rows["content_hash"].isin([canary.content_hash for canary in kept])]
     elsewhere = {canary.content_hash for some in record.canaries.values() for canary in some}

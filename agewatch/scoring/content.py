@@ -39,8 +39,8 @@ class SharedKeys:
     gets a copy.
     """
 
-    def __init__(self, keys: Iterable[int]) -> None:
-        found = np.unique(np.fromiter(keys, np.uint64))
+    def __init__(self, keys: Keys | Iterable[int]) -> None:
+        found = np.unique(keys if isinstance(keys, np.ndarray) else np.fromiter(keys, np.uint64))
         self._held: Any = RawArray(c_uint64, len(found))
         self._sorted[:] = found
 
@@ -59,6 +59,25 @@ class SharedKeys:
     @property
     def _sorted(self) -> Keys:
         return np.frombuffer(memoryview(self._held), np.uint64) if len(self._held) else np.empty(0, np.uint64)
+
+
+class Holders:
+    """Which file holds a content, in 60 bytes a file and those of its path."""
+
+    COLUMNS = ("path", "content_hash")
+
+    def __init__(self, rows: Iterable[pa.RecordBatch]) -> None:
+        read = [batch.filter(pc.is_valid(batch["content_hash"])) for batch in rows]
+        self._paths = pa.chunked_array([batch["path"] for batch in read], pa.string())
+        keys = np.concatenate([np.empty(0, np.uint64), *(hash_keys(batch["content_hash"]) for batch in read)])
+        self._order = np.argsort(keys)
+        self._keys = keys[self._order]
+
+    def of(self, content_hash: str) -> str | None:
+        """The path of a file that seems to hold a content; the table tells for certain."""
+        place = int(np.searchsorted(self._keys, np.uint64(key := hash_key(content_hash))))
+        is_there = place < len(self._keys) and self._keys[place] == key
+        return str(self._paths[int(self._order[place])]) if is_there else None
 
 
 class Arrivals:

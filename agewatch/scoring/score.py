@@ -5,33 +5,28 @@ Worker processes turn shards of files into rows; this process alone writes them,
 
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 from agewatch.errors import REFUSAL_CODES, GoneError, TableError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.estimator.spec import Mode
 from agewatch.files import stamp
 from agewatch.scoring import anew, baseline, canaries, pool, predictions, served
-from agewatch.scoring.anew import Plan
-from agewatch.scoring.content import SharedKeys, hash_key
+from agewatch.scoring.content import SharedKeys
+from agewatch.scoring.pending import Again, Pending
 from agewatch.scoring.predictions import Key, Rows
 from agewatch.scoring.scorer import Execution, Job, Scored, Scoring, cores
-from agewatch.scoring.writer import Missed, Stored, Writer
+from agewatch.scoring.writer import Missed, Writer
 from agewatch.sources import door
-from agewatch.sources.source import FileRef, Listing, Source
-
-Again = Literal["nothing", "refused", "all"]
-"""What is scored although the table holds it: nothing, the refused files, or all."""
-
-SHARD_FILES = 256
-"""Files a commit: small enough to lose little when killed, large enough that commits cost little."""
+from agewatch.sources.ahead import Ahead
+from agewatch.sources.source import FileRef, Sieve, Source
 
 
 @dataclass
@@ -118,17 +113,16 @@ def score_archive(
     source = door.at(place)
     name = predictions.known_name(table, _name(name or source.name))
     _require_there(source, name, table)
-    listing = door.find(source, exclude)
-    job = _job(source, name, model_path, mode, how)
-    key = job.key
-    writer = Writer(table, key, root=source.root)
-    todo = _plan(listing.files, writer, table, key, again, anew_minutes is not None)
-    missed = writer.missed({file.path for file in listing.files})  # asked before rows are added
-    done = _write_scores(job, todo, anew_minutes or 0.0, writer, how, again)
-    lost, is_alarm = _note_the_gone(writer, listing, limits, missed)
-    known = todo.held | writer.stored if todo.held else writer.stored  # no copy of what may be ten million files
+    with Ahead(source, exclude) as listing:
+        job = _job(source, name, model_path, mode, how)
+        key = job.key
+        writer = Writer(table, key, root=source.root)
+        todo = Pending(listing, writer.known, table, key, again, anew_minutes is not None, how.workers)
+        done = _write_scores(job, todo, anew_minutes or 0.0, writer, how)
+    missed = writer.missed(todo.found_keys())
+    lost, is_alarm = _note_the_gone(writer, listing.sieve, limits, missed, todo.found)
     if not is_alarm:
-        _look_at_canaries(table, job, listing, known, min(how.workers, cores()))
+        _look_at_canaries(table, job, todo, writer, min(how.workers, cores()))
     seconds = perf_counter() - started
     summary = Summary(
         **asdict(key),
@@ -142,9 +136,9 @@ def score_archive(
         predictions=predictions.shown(table if predictions.is_remote(table) else table.resolve()),
         lost=lost,
         refused_now=done.refused,
-        **_state(listing, known, done.files),
+        **_state(listing.sieve, todo, writer, missed, done.files),
     )
-    code, problem = _judged(summary, limits, is_alarm, listing.damage)
+    code, problem = _judged(summary, limits, is_alarm, listing.sieve.damage)
     return replace(summary, exit_code=code, problem=problem)
 
 
@@ -179,26 +173,25 @@ def _require_there(source: Source, name: str, table: Path) -> None:
         raise
 
 
-def _note_the_gone(writer: Writer, listing: Listing, limits: Limits, missed: Missed) -> tuple[int, bool]:
+def _note_the_gone(writer: Writer, sieve: Sieve, limits: Limits, missed: Missed, found: int) -> tuple[int, bool]:
     """Mark files that are gone, or are back; returns how many were lost, and whether these are too many to believe.
 
     What is passed over now, as `--exclude` or a newer agewatch says so, is marked and not lost.
     """
-    away = {path for path in missed.lost if not listing.may_hold(path)}
-    passed_over = {path for path in away if listing.litter.covers(path)}
+    away = {path for path in missed.lost if not sieve.may_hold(path)}
+    passed_over = {path for path in away if sieve.litter.covers(path)}
     lost = away - passed_over
-    is_alarm = bool(lost) and (len(lost) > limits.gone * (missed.held - len(passed_over)) or not listing.files)
+    is_alarm = bool(lost) and (len(lost) > limits.gone * (missed.held - len(passed_over)) or not found)
     writer.mark(passed_over if is_alarm else away, datetime.now(UTC))
     writer.mark(missed.back, None)
     return len(lost), is_alarm
 
 
-def _look_at_canaries(table: Path, job: Scoring, listing: Listing, known: Mapping[str, Stored], workers: int) -> None:
+def _look_at_canaries(table: Path, job: Scoring, todo: Pending, writer: Writer, workers: int) -> None:
     """Estimate the canaries again, once there can be a baseline to draw them from. Raises what `look_again` raises."""
-    faces = sum(stored.faces for stored in known.values())
-    is_known = faces >= baseline.FULL or bool(baseline.accepted(table, job.key.archive))
+    is_known = todo.faces() >= baseline.FULL or bool(baseline.accepted(table, job.key.archive))
     if is_known and predictions.may_write(table):  # who may only read the table may still ask for its state
-        canaries.look_again(table, job, listing.files, workers)
+        canaries.look_again(table, job, writer.listed, workers)
 
 
 def _judged(run: Summary, limits: Limits, is_alarm: bool, damage: str | None) -> tuple[int, str | None]:
@@ -228,29 +221,6 @@ def _judged(run: Summary, limits: Limits, is_alarm: bool, damage: str | None) ->
     return 0, None
 
 
-def _is_scored(file: FileRef, stored: Stored | None, again: Again) -> bool:
-    """Tell whether the table's rows stand for this state of the file, by its size and times."""
-    if stored is None or again == "all":
-        return False
-    if stored.content_hash is None and stored.status != "too_large":  # not read: `denied`, `vanished`, a bad disk
-        return False
-    if again == "refused" and stored.status not in ("ok", "no_face"):
-        return False
-    is_same = (stored.bytes, stored.mtime_ns) == (file.bytes, file.mtime_ns)
-    # Older rows have no change time, nor has a file system that is not trusted to keep one.
-    return is_same and (None in (stored.ctime_ns, file.ctime_ns) or stored.ctime_ns == file.ctime_ns)
-
-
-def _plan(files: Sequence[FileRef], writer: Writer, table: Path, key: Key, again: Again, is_limited: bool) -> Plan:
-    """What to score of the files found, in order where minutes limit what older models scored."""
-    pending = [file for file in files if not _is_scored(file, writer.stored.get(file.path), again)]
-    if pending:
-        predictions.require_writable(table)
-    if not is_limited:
-        return Plan(pending, [])
-    return anew.plan(pending, writer.stored, table, key, lambda file, held: _is_scored(file, held, again))
-
-
 @dataclass
 class _Done:
     """What a run did: files, those of them scored anew, the others that were refused, rows by status, the engine."""
@@ -262,14 +232,13 @@ class _Done:
     engine: str | None = None
 
 
-def _write_scores(job: Scoring, todo: Plan, minutes: float, writer: Writer, how: Execution, again: Again) -> _Done:
-    """Score and commit shard by shard."""
+def _write_scores(job: Scoring, todo: Pending, minutes: float, writer: Writer, how: Execution) -> _Done:
+    """Score and commit shard by shard, while the place is listed."""
     done = _Done()
-    how.progress(0, todo.files, done.rows)
-    for scored in _score(job, todo, minutes, writer, how, again):
+    for scored in _score(job, todo, minutes, writer, how, lambda: how.progress(0, todo.files, done.rows)):
         writer.write(scored.rows)
-        for row in scored.rows:
-            is_anew = row["path"] in todo.anew
+        are_anew = todo.is_anew([row["path"] for row in scored.rows]).tolist()
+        for row, is_anew in zip(scored.rows, are_anew, strict=True):
             done.rows[row["status"]] += 1
             done.anew += is_anew and row.get("face") in (None, 0)
             done.refused += not is_anew and row["status"] in REFUSAL_CODES
@@ -281,20 +250,23 @@ def _write_scores(job: Scoring, todo: Plan, minutes: float, writer: Writer, how:
     return done
 
 
-def _score(job: Scoring, todo: Plan, minutes: float, writer: Writer, how: Execution, again: Again) -> Iterator[Scored]:
+def _score(
+    job: Scoring, todo: Pending, minutes: float, writer: Writer, how: Execution, begins: Callable[[], None]
+) -> Iterator[Scored]:
     """Score shards, with the table's own rows in place of new ones for content that it holds already."""
-    if not todo.now and not (todo.later and minutes):
+    shards = chain(todo.now(), anew.while_minutes_last(todo.later(), minutes))
+    first = next(filter(None, shards), None)
+    begins()
+    if first is None:
         return
-    size = max(16, min(SHARD_FILES, todo.files // (how.workers * 8) + 1))
-    later = anew.while_minutes_last(pool.shards(todo.later, size), minutes)
+    writer.require_writable()
     mistaken: list[FileRef] = []
-    stored = writer.stored.values() if again == "nothing" else ()
-    known = SharedKeys(hash_key(file.content_hash.hex()) for file in stored if file.content_hash)
-    for scored in how.run(replace(job, known=known), chain(pool.shards(todo.now, size), later), how.workers):
+    known = SharedKeys(writer.known.contents() if todo.again == "nothing" else ())
+    for scored in how.run(replace(job, known=known), chain([first], shards), how.workers):
         copies, unknown = _copies(writer, scored.same, job.run_id)
         mistaken += unknown
         yield Scored(scored.files - len(unknown), scored.rows + copies, [])
-    yield from how.run(job, pool.shards(mistaken, size), how.workers) if mistaken else ()
+    yield from how.run(job, pool.shards(mistaken, len(first)), how.workers) if mistaken else ()
 
 
 def _copies(writer: Writer, same: Sequence[tuple[FileRef, str]], run_id: str) -> tuple[Rows, list[FileRef]]:
@@ -304,14 +276,14 @@ def _copies(writer: Writer, same: Sequence[tuple[FileRef, str]], run_id: str) ->
     """
     if not same:
         return [], []
-    holders = {file.path: writer.holder(digest, rather=file.path) for file, digest in same}
+    holders = writer.holders({file.path: digest for file, digest in same})
     rows_at: dict[str, Rows] = {}
-    for row in writer.rows_of({holder for holder in holders.values() if holder is not None}):
+    for row in writer.rows_of(set(holders.values())):
         rows_at.setdefault(row["path"], []).append(row)
     copies: Rows = []
     unknown: list[FileRef] = []
     for file, digest in same:
-        found = [row for row in rows_at.get(holders[file.path] or "", []) if row["content_hash"] == digest]
+        found = [row for row in rows_at.get(holders.get(file.path, ""), []) if row["content_hash"] == digest]
         if not found:
             unknown.append(file)
         changed: dict[str, Any] = asdict(file)
@@ -321,26 +293,20 @@ def _copies(writer: Writer, same: Sequence[tuple[FileRef, str]], run_id: str) ->
     return copies, unknown
 
 
-def _state(listing: Listing, stored: dict[str, Stored], scored: int) -> dict[str, Any]:
+def _state(sieve: Sieve, todo: Pending, writer: Writer, missed: Missed, scored: int) -> dict[str, Any]:
     """The part of a summary that counts what the table holds of the files found, and what it holds beyond."""
-    statuses, known, faces = Counter[str](), 0, 0
-    for file in listing.files:
-        if (state := stored.get(file.path)) is not None:
-            statuses[state.status] += 1
-            known += 1
-            faces += state.faces
-    beyond = stored.keys() - {file.path for file in listing.files} if known < len(stored) else ()
-    gone = sorted(path for path in beyond if not listing.may_hold(path))
+    statuses, faces = todo.tally()
+    gone = sorted(path for path in missed.away if path in writer.known and not sieve.may_hold(path))
     return {
-        "found": len(listing.files),
-        "ignored": sum(listing.ignored.values()),
-        "ignored_suffixes": listing.ignored,
-        "skipped": len(listing.files) - scored,
+        "found": todo.found,
+        "ignored": sum(sieve.ignored.values()),
+        "ignored_suffixes": dict(sieve.ignored.most_common()),
+        "skipped": todo.found - scored,
         "faces": faces,
         "no_face": statuses["no_face"],
         "refused": {code: n for code, n in sorted(statuses.items()) if code not in ("ok", "no_face")},
         "disappeared": len(gone),
-        "unlisted": listing.unlisted,
-        "nested": listing.nested,
+        "unlisted": sorted(sieve.unlisted),
+        "nested": sieve.nested,
         "disappeared_paths": gone,
     }

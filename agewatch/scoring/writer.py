@@ -1,16 +1,14 @@
 """Writing the predictions table: one archive's rows of one model and mode, by compare-and-swap."""
 
-import builtins
 import random
 import shutil
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from sys import intern
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +20,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from agewatch.errors import TableError, UsageError
 from agewatch.files import lock
-from agewatch.scoring.content import Arrivals
+from agewatch.scoring.content import Arrivals, Holders, hash_key
+from agewatch.scoring.known import NUMBERS, STATE, Keys, Known, States, path_keys, places, summarise
 from agewatch.scoring.predictions import (
     LOCK_FILE,
     MODE_NOTE,
@@ -43,35 +42,26 @@ from agewatch.scoring.predictions import (
     storage_options,
 )
 from agewatch.sources import door
+from agewatch.sources.ahead import NONE
+from agewatch.sources.source import FileRef
 
 TIDY_COMMITS = 100
 """So many commits apart a table's small files are merged."""
-STATE = ["path", "status", "bytes", "mtime_ns", "ctime_ns", "content_hash", "gone_at"]
-"""Columns that tell what the table knows of a file."""
 _PATHS_AT_ONCE = 5_000  # that one commit marks
 _MAX_ATTEMPTS = 50
 T = TypeVar("T")
 _SPARE_BYTES = 2**20  # what a commit writes beyond its rows: footers, log, checkpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What the table knows of one file."""
-
-    status: str
-    bytes: int | None
-    mtime_ns: int | None
-    ctime_ns: int | None
-    content_hash: builtins.bytes | None
-    faces: int
-    gone: bool
-
-
 @dataclass(frozen=True)
 class Missed:
-    """How many files were there by the archive's rows, which of these are not found, and which are back."""
+    """How many files were there by the archive's rows, and which paths in these are not found, lost, and back.
+
+    `away` are all that are not found, of which those are `lost` that were not gone before.
+    """
 
     held: int
+    away: set[str]
     lost: set[str]
     back: set[str]
 
@@ -89,10 +79,11 @@ class Writer:
         self._started = datetime.now(UTC)  # what this run finds is there by now
         self._table = self._claim(door.at(root).root)
         self._lock = None if is_remote(folder) else lock(folder / LOCK_FILE, exclusive=False)
-        self.stored = summarise(self._rows(key.where, STATE))
+        self._start = dataset(self._table, folder)  # the table as it was, whatever is written meanwhile
+        self.known = Known(self._rows(key.where, STATE, self._start))
         self._arrivals: Arrivals | None = None  # of no use to a run that writes nothing
         self._others_wrote = False
-        self._holders: dict[bytes | None, str] | None = None
+        self._holders: Holders | None = None
 
     def write(self, rows: Rows) -> int:
         """Commit the rows of some files at once, replacing those files' earlier rows; returns the rows written.
@@ -106,6 +97,7 @@ class Writer:
         def attempt() -> int:
             nonlocal left
             if self._others_wrote:
+                self._table.update_incremental()  # a file that they have scored again since is no reason to drop ours
                 left = self._without_scored_elsewhere(left)
             if not left:
                 return 0
@@ -113,7 +105,7 @@ class Writer:
             found = [row | {"arrived_at": arrivals.of(row), "gone_at": None} for row in left]
             table = pa.Table.from_pylist(found, SCHEMA)
             self._commit(table)
-            self.stored.update(summarise(table.to_batches()))
+            self._learn(*summarise(table.select(STATE).to_batches()))
             self._tidy()
             return len(found)
 
@@ -127,25 +119,23 @@ class Writer:
         for start in range(0, len(ordered), _PATHS_AT_ONCE):
             some = ordered[start : start + _PATHS_AT_ONCE]
             self._insist(partial(self._mark, some, gone_at))
-            for path in some:
-                if path in self.stored:
-                    self.stored[path] = replace(self.stored[path], gone=gone_at is not None)
 
-    def missed(self, found: Container[str]) -> "Missed":
-        """What the archive's rows, of whatever model and mode, say of files beyond those found."""
-        missed, hashes = Missed(0, set(), set()), [np.empty(0, np.int64)]
-        for batch in self._rows(_in_archive(self._key), ["path", "gone_at"]):
-            is_gone = pc.is_valid(batch["gone_at"]).to_pylist()
-            here = []
-            for path, gone in zip(batch["path"].to_pylist(), is_gone, strict=True):
-                if gone and path in found:
-                    missed.back.add(path)
-                elif not gone:
-                    here.append(hash(path))
-                    if path not in found:
-                        missed.lost.add(path)
-            hashes.append(np.unique(np.array(here, np.int64)))
-        return replace(missed, held=len(np.unique(np.concatenate(hashes))))
+    def missed(self, found: Keys) -> Missed:
+        """What the archive's rows, of whatever model and mode, said at the start of files beyond those found.
+
+        `found` are their keys, sorted.
+        """
+        missed, held = Missed(0, set(), set(), set()), [np.empty(0, np.int64)]
+        for batch in self._rows(_in_archive(self._key), ["path", "gone_at"], self._start):
+            keys, paths = path_keys(batch["path"]), batch["path"]
+            is_found = places(found, keys)[1]
+            is_gone = pc.is_valid(batch["gone_at"]).to_numpy(zero_copy_only=False)
+            for some, which in (
+                (missed.away, ~is_found), (missed.lost, ~is_found & ~is_gone), (missed.back, is_found & is_gone)
+            ):  # fmt: skip
+                some.update(paths.filter(pa.array(which)).to_pylist())
+            held.append(np.unique(keys[~is_gone]))
+        return replace(missed, held=len(np.unique(np.concatenate(held))))
 
     def _mark(self, paths: Sequence[str], gone_at: datetime | None) -> None:
         # Read and written again, as delta-rs's own update writes a type of text that Arrow can't compare.
@@ -166,20 +156,26 @@ class Writer:
             except CommitFailedError:
                 time.sleep(random.uniform(0, min(1.0, 0.05 * 2**tries)))
                 self._table.update_incremental()
-                self._others_wrote = True  # from here on `stored` may lack what they wrote
+                self._others_wrote = True  # from here on `known` may lack what they wrote
             except (DeltaError, OSError) as error:
                 raise TableError(f"The table {shown(self._folder)} can't be written: {plain(error)}.") from error
         raise TableError(f"The table {shown(self._folder)} stayed busy: {_MAX_ATTEMPTS} commits were refused.")
 
-    def holder(self, content_hash: str, *, rather: str) -> str | None:
-        """Return the path of a stored file with this content, `rather` where it is one, None where there is none."""
-        digest = bytes.fromhex(content_hash)
-        stored = self.stored.get(rather)
-        if stored is not None and stored.content_hash == digest:
-            return rather
-        if self._holders is None:  # built once, when the first copied or moved file turns up
-            self._holders = {file.content_hash: path for path, file in self.stored.items()}
-        return self._holders.get(digest)
+    def holders(self, contents: Mapping[str, str]) -> dict[str, str]:
+        """Map paths, each with the hash of its content, to those of stored files that seem to hold it: itself rather.
+
+        What nobody holds is left out.
+        """
+        states, is_known = self.known.find(path_keys(contents))
+        wanted = np.fromiter(map(hash_key, contents.values()), np.uint64, len(contents))
+        own = is_known & states["is_read"] & (states["content"] == wanted)
+        found = {path: path for path, is_own in zip(contents, own, strict=True) if is_own}
+        if len(found) < len(contents) and self._holders is None:  # read once, when the first copied file turns up
+            self._holders = Holders(self._rows(self._key.where, Holders.COLUMNS, self._start))
+        for path, digest in contents.items():
+            if path not in found and self._holders is not None and (holder := self._holders.of(digest)) is not None:
+                found[path] = holder
+        return found
 
     def _tidy(self) -> None:
         """Every so many commits: merge small files, and open the table afresh, whose log grows slow to hold.
@@ -196,6 +192,21 @@ class Writer:
         self._table = DeltaTable(place(self._folder), storage_options=storage_options(self._folder))
         self._others_wrote |= self._table.version() != version
 
+    def listed(self, paths: Iterable[str]) -> dict[str, FileRef]:
+        """Those of some paths that were found in this run, as the table knows them now."""
+        asked = list(paths)
+        states, is_known = self.known.find(path_keys(asked))
+        numbers = zip(*(states[name].tolist() for name in NUMBERS), strict=True)
+        return {
+            path: FileRef(path, *(None if number == NONE else number for number in row))
+            for path, row, is_here in zip(asked, numbers, is_known & states["is_found"], strict=True)
+            if is_here
+        }
+
+    def require_writable(self) -> None:
+        """Raise TableError where this user may not write to the table."""
+        require_writable(self._folder)
+
     def rows_of(self, paths: Iterable[str]) -> Rows:
         """Return the stored rows of some files of this archive, model and mode."""
         wanted = pa.array(paths, pa.string())  # typed, as there may be none
@@ -205,7 +216,7 @@ class Writer:
     def _commit(self, table: pa.Table) -> None:
         paths = sorted(set(table["path"].to_pylist()))
         self._gain_columns()
-        replaces = any(path in self.stored for path in paths)
+        replaces = self.known.has(path_keys(paths)).any()
         around = self._bytes_around(paths, **asdict(self._key)) if replaces else 0
         self._require_room(table.nbytes + around)
         if replaces:
@@ -252,19 +263,31 @@ class Writer:
             )
 
     def _without_scored_elsewhere(self, rows: Rows) -> Rows:
-        paths = list({row["path"] for row in rows})
-        newer = summarise(self._rows(self._key.where & pc.field("path").isin(paths), STATE))
-        changed = {path for path, stored in newer.items() if self.stored.get(path) != stored}
+        paths = sorted({row["path"] for row in rows})
+        keys, newer = summarise(self._rows(self._key.where & pc.field("path").isin(paths), STATE))
+        known, is_known = self.known.find(keys)
+        newer["is_found"] = known["is_found"]
+        is_changed = ~is_known | (known != newer)
+        changed = dict(zip(keys[is_changed].tolist(), newer[is_changed], strict=True))
         contents = [row["content_hash"] for row in rows if row.get("content_hash")]
         self._known_arrivals().learn(
             self._rows(_in_archive(self._key) & pc.field("content_hash").isin(contents), Arrivals.COLUMNS)
         )
-        self.stored.update(newer)
-        return [row for row in rows if not (row["path"] in changed and _same_file(row, newer[row["path"]]))]
+        self._learn(keys, newer)
+        return [row for row in rows if not _is_of(row, changed.get(hash(row["path"])))]
 
-    def _rows(self, where: ds.Expression, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def _learn(self, keys: Keys, states: States) -> None:
+        """Note what the table holds now of files of ours, which were found."""
+        states["is_found"] = True
+        self.known.update(keys, states)
+
+    def _rows(
+        self, where: ds.Expression, columns: Sequence[str], of: ds.Dataset | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows of the table as it is, or as it was: few batches at a time, as one may be of a large table."""
         try:
-            yield from dataset(self._table, self._folder).to_batches(columns=list(columns), filter=where)
+            found = dataset(self._table, self._folder) if of is None else of
+            yield from found.to_batches(columns=list(columns), filter=where, batch_readahead=2, fragment_readahead=1)
         except (DeltaError, OSError, pa.ArrowException) as error:
             raise TableError(f"The predictions table can't be read: {plain(error)}.") from error
 
@@ -303,20 +326,10 @@ class Writer:
         raise TableError(f"The table {shown(self._folder)} stayed busy.")
 
 
-def summarise(batches: Iterable[pa.RecordBatch]) -> dict[str, Stored]:
-    """What rows of one archive, model and mode, of the columns STATE, say of each path."""
-    state: dict[str, Stored] = {}
-    for rows in batches:  # by batches, and in few objects, as an archive may have ten million files
-        columns = (rows[name].to_pylist() for name in STATE)
-        for path, status, size, mtime_ns, ctime_ns, digest, gone_at in zip(*columns, strict=True):
-            faces = (state[path].faces if path in state else 0) + (status == "ok")
-            content = digest and bytes.fromhex(digest)
-            state[path] = Stored(intern(status), size, mtime_ns, ctime_ns, content, faces, gone_at is not None)
-    return state
-
-
-def _same_file(row: Mapping[str, Any], stored: Stored) -> bool:
-    return (row["bytes"], row["mtime_ns"]) == (stored.bytes, stored.mtime_ns) and stored.content_hash is not None
+def _is_of(row: Mapping[str, Any], state: Any) -> bool:
+    """Whether a state is that of the file that a row is of, and was read."""
+    told = [NONE if row[name] is None else row[name] for name in ("bytes", "mtime_ns")]
+    return state is not None and bool(state["is_read"]) and told == [state["bytes"], state["mtime_ns"]]
 
 
 def _in_archive(key: Key) -> ds.Expression:

@@ -40,6 +40,4 @@ def find(source: Source, exclude: Sequence[str] = ()) -> Listing:
     source.require_there()
     sieve = Sieve(exclude)
     files = sorted(source.walk(sieve), key=lambda file: file.path)
-    return Listing(
-        files, dict(sieve.ignored.most_common()), sorted(sieve.unlisted), sieve.litter, sieve.nested, sieve.damage
-    )
+    return Listing(files, dict(sieve.ignored.most_common()), sorted(sieve.unlisted), sieve.nested, sieve.damage)

@@ -88,6 +88,10 @@ class Sieve:
             self._last_folder = folder, self.litter.covers_folder(folder)
         return not self._last_folder[1] and self.keeps(name, path, is_regular=is_regular)
 
+    def may_hold(self, path: str) -> bool:
+        """Tell whether a path lies in what can't be listed, so that it may still be there."""
+        return self.damage is not None or any(path.startswith(f"{folder}/") for folder in self.unlisted)
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -96,13 +100,8 @@ class Listing:
     files: list[FileRef]
     ignored: dict[str, int]
     unlisted: list[str]
-    litter: Litter = field(default_factory=Litter)
     nested: list[str] = field(default_factory=list)
     damage: str | None = None
-
-    def may_hold(self, path: str) -> bool:
-        """Tell whether a path lies in what can't be listed, so that it may still be there."""
-        return self.damage is not None or any(path.startswith(f"{folder}/") for folder in self.unlisted)
 
 
 class Source(ABC):

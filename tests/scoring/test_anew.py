@@ -17,8 +17,9 @@ from agewatch.estimator.model import AgeModel
 from agewatch.scoring import anew, baseline, canaries, predictions
 from agewatch.scoring.anew import Left
 from agewatch.scoring.baseline import Baseline
+from agewatch.scoring.pending import Again
 from agewatch.scoring.predictions import Key
-from agewatch.scoring.score import Again, Summary, score_archive
+from agewatch.scoring.score import Summary, score_archive
 from agewatch.scoring.scorer import Execution
 
 NIGHTS = {date(2026, 1, 1): 40, date(2026, 1, 2): 30, date(2026, 1, 3): 20}

@@ -1,5 +1,6 @@
 """Files and archives that are gone: marked, an alarm of their own, back again, moved, or erased."""
 
+import errno
 import json
 import os
 import subprocess
@@ -23,7 +24,6 @@ from agewatch.scoring.predictions import Key, latest_mode
 from agewatch.scoring.score import Limits, Summary, score_archive
 from agewatch.scoring.scorer import Execution
 from agewatch.scoring.writer import Writer
-from agewatch.sources import door
 
 AGEWATCH = Path(sys.executable).with_name("agewatch")
 FILES = 20
@@ -194,13 +194,14 @@ def test_files_below_a_folder_that_cannot_be_listed_are_not_gone(
     picture(folder / "deep" / "a.png", 27)
     run()
     (folder / "03.png").unlink()
-    listing = door.find
+    scandir = os.scandir
 
-    def blind(source: Any, exclude: Any) -> Any:
-        found = listing(source, ["deep/"])
-        return type(found)(found.files, found.ignored, ["deep"], listing(source).litter)
+    def blind(place: Any) -> Any:
+        if os.fsencode(place).endswith(b"/deep"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(place)
 
-    monkeypatch.setattr(door, "find", blind)
+    monkeypatch.setattr(os, "scandir", blind)
     summary = run()
     assert (summary.exit_code, summary.lost, gone()) == (1, 1, {"03.png"})
     assert summary.problem == "A folder can't be listed; what is in there is not counted."

@@ -33,7 +33,7 @@ sys.stdin.readline()
 first = int(sys.argv[2])
 for start in range(first, first + 40, 4):
     paths = [f"{number:04}.jpg" for number in range(start, start + 4)]
-    rows = [(path, face) for path in paths if path not in writer.stored for face in (0, 1)]
+    rows = [(path, face) for path in paths if path not in writer.known for face in (0, 1)]
     writer.write([row(path, face=face, mtime_ns=1, content_hash=f"{int(path[:4]):064x}") for path, face in rows])
 """
 

@@ -24,6 +24,7 @@ from agewatch.scoring import predictions
 from agewatch.scoring.score import Limits, Summary, score_archive
 from agewatch.scoring.scorer import Execution
 from agewatch.sources import door
+from agewatch.sources.folder import Folder
 
 
 @pytest.fixture
@@ -377,10 +378,10 @@ def test_a_row_is_of_what_was_read_not_of_what_was_listed(
     folder = many(tmp_path / "many", 1)
     [picture] = folder.iterdir()
     before, stat = picture.read_bytes(), picture.stat()
-    listing = door.find(door.at(folder))
+    files = door.find(door.at(folder)).files
     picture.write_bytes(encoded(Image.new("RGB", (80, 80), "white")))
     with monkeypatch.context() as patched:
-        patched.setattr(door, "find", lambda *_: listing)
+        patched.setattr(Folder, "walk", lambda *_: iter(files))
         run(root=folder, mode="crop", workers=1)
     picture.write_bytes(before)
     os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
