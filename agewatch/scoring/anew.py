@@ -17,7 +17,7 @@ import pyarrow.dataset as ds
 from agewatch.estimator.spec import Mode
 from agewatch.scoring import predictions
 from agewatch.scoring.known import STATE, Known, summarise
-from agewatch.scoring.predictions import Key, open_table
+from agewatch.scoring.predictions import Key, dataset, open_table, pour
 from agewatch.sources.source import FileRef
 
 
@@ -108,14 +108,17 @@ def by_older_models(table: Path, key: Key, known: Known) -> Known:
     """
     held = Known()
     if may_hold_others(table, key):
+        now = dataset(open_table(table), table)
         newest: dict[str, datetime] = {}
-        for batch in predictions.scan(table, _others(key), ["model", "scored_at"]):
-            models = pa.table(batch).group_by("model", use_threads=False).aggregate([("scored_at", "max")])
+        for batch in pour(now, _others(key), ["model", "scored_at"]):
+            models = (
+                pa.Table.from_batches([batch]).group_by("model", use_threads=False).aggregate([("scored_at", "max")])
+            )
             for model, when in zip(models["model"].to_pylist(), models["scored_at_max"].to_pylist(), strict=True):
                 newest[model] = max(when, newest.get(model, when))
         for model in sorted(newest, key=lambda one: newest[one]):
             where = Key(key.archive, model, key.mode).where
-            keys, states = summarise(predictions.scan(table, where, [*STATE, "arrived_at", "scored_at"]))
+            keys, states = summarise(pour(now, where, [*STATE, "arrived_at", "scored_at"]))
             is_other = ~known.has(keys)
             held.update(keys[is_other], states[is_other])
     return held

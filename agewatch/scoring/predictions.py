@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as fs
+import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -74,6 +75,7 @@ ROOT_PROPERTY = "agewatch.root."
 BASELINE_PROPERTY = "agewatch.baseline."
 """What the table's properties call what was accepted of an archive, before its name."""
 _NO_PLACE = re.compile(r"[\x00-\x1f\x7f\[\]\\^|]|%[0-9A-Fa-f]{2}")  # delta-rs fails, or takes another folder
+_POURED_ROWS = 32_768
 
 Rows = list[dict[str, Any]]
 
@@ -154,6 +156,27 @@ def scan(folder: Path, where: ds.Expression, columns: Sequence[str] | None = Non
     table = open_table(folder)
     try:
         yield from dataset(table, folder).to_batches(columns=list(columns or SCHEMA.names), filter=where)
+    except (DeltaError, OSError, pa.ArrowException) as error:
+        raise TableError(f"The predictions table can't be read: {plain(error)}.") from error
+
+
+def pour(held: ds.Dataset, where: ds.Expression, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Read all rows that a condition on archive, model and mode keeps, a few at a time.
+
+    Arrow's own scan has hundreds of megabytes of a large file at hand. Raises TableError.
+    """
+    names = list(dict.fromkeys([*columns, "archive", "model", "mode"]))
+    try:
+        for fragment in held.get_fragments(filter=where):
+            with fragment.filesystem.open_input_file(fragment.path) as file:
+                parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
+                there = [name for name in names if name in parquet.schema_arrow.names]
+                for batch in parquet.iter_batches(_POURED_ROWS, columns=there, use_threads=False):
+                    rows = pa.table([
+                        batch[name] if name in there else pa.nulls(len(batch), SCHEMA.field(name).type)
+                        for name in names
+                    ], names)  # fmt: skip
+                    yield from rows.filter(where).select(list(columns)).to_batches()
     except (DeltaError, OSError, pa.ArrowException) as error:
         raise TableError(f"The predictions table can't be read: {plain(error)}.") from error
 

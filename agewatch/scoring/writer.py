@@ -35,6 +35,7 @@ from agewatch.scoring.predictions import (
     note_of,
     place,
     plain,
+    pour,
     read_table,
     require_columns,
     require_writable,
@@ -80,7 +81,7 @@ class Writer:
         self._table = self._claim(door.at(root).root)
         self._lock = None if is_remote(folder) else lock(folder / LOCK_FILE, exclusive=False)
         self._start = dataset(self._table, folder)  # the table as it was, whatever is written meanwhile
-        self.known = Known(self._rows(key.where, STATE, self._start))
+        self.known = Known(pour(self._start, key.where, STATE))
         self._arrivals: Arrivals | None = None  # of no use to a run that writes nothing
         self._others_wrote = False
         self._holders: Holders | None = None
@@ -126,7 +127,7 @@ class Writer:
         `found` are their keys, sorted.
         """
         missed, held = Missed(0, set(), set(), set()), [np.empty(0, np.int64)]
-        for batch in self._rows(_in_archive(self._key), ["path", "gone_at"], self._start):
+        for batch in pour(self._start, _in_archive(self._key), ["path", "gone_at"]):
             keys, paths = path_keys(batch["path"]), batch["path"]
             is_found = places(found, keys)[1]
             is_gone = pc.is_valid(batch["gone_at"]).to_numpy(zero_copy_only=False)
@@ -171,7 +172,7 @@ class Writer:
         own = is_known & states["is_read"] & (states["content"] == wanted)
         found = {path: path for path, is_own in zip(contents, own, strict=True) if is_own}
         if len(found) < len(contents) and self._holders is None:  # read once, when the first copied file turns up
-            self._holders = Holders(self._rows(self._key.where, Holders.COLUMNS, self._start))
+            self._holders = Holders(pour(self._start, self._key.where, Holders.COLUMNS))
         for path, digest in contents.items():
             if path not in found and self._holders is not None and (holder := self._holders.of(digest)) is not None:
                 found[path] = holder
@@ -281,19 +282,16 @@ class Writer:
         states["is_found"] = True
         self.known.update(keys, states)
 
-    def _rows(
-        self, where: ds.Expression, columns: Sequence[str], of: ds.Dataset | None = None
-    ) -> Iterator[pa.RecordBatch]:
-        """Rows of the table as it is, or as it was: few batches at a time, as one may be of a large table."""
+    def _rows(self, where: ds.Expression, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         try:
-            found = dataset(self._table, self._folder) if of is None else of
-            yield from found.to_batches(columns=list(columns), filter=where, batch_readahead=2, fragment_readahead=1)
+            yield from dataset(self._table, self._folder).to_batches(columns=list(columns), filter=where)
         except (DeltaError, OSError, pa.ArrowException) as error:
             raise TableError(f"The predictions table can't be read: {plain(error)}.") from error
 
     def _known_arrivals(self) -> Arrivals:
         if self._arrivals is None:
-            self._arrivals = Arrivals(self._rows(_in_archive(self._key), Arrivals.COLUMNS), now=self._started)
+            held = dataset(self._table, self._folder)
+            self._arrivals = Arrivals(pour(held, _in_archive(self._key), Arrivals.COLUMNS), now=self._started)
         return self._arrivals
 
     def _claim(self, root: str) -> DeltaTable:
