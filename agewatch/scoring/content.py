@@ -40,7 +40,7 @@ class SharedKeys:
     """
 
     def __init__(self, keys: Keys | Iterable[int]) -> None:
-        found = np.unique(keys if isinstance(keys, np.ndarray) else np.fromiter(keys, np.uint64))
+        found = np.sort(keys if isinstance(keys, np.ndarray) else np.fromiter(keys, np.uint64))
         self._held: Any = RawArray(c_uint64, len(found))
         self._sorted[:] = found
 

@@ -21,7 +21,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from agewatch.errors import TableError, UsageError
 from agewatch.files import lock
 from agewatch.scoring.content import Arrivals, Holders, hash_key
-from agewatch.scoring.known import NUMBERS, STATE, Keys, Known, States, path_keys, places, summarise
+from agewatch.scoring.known import NUMBERS, STATE, Keys, Known, States, count_distinct, path_keys, places, summarise
 from agewatch.scoring.predictions import (
     LOCK_FILE,
     MODE_NOTE,
@@ -135,8 +135,8 @@ class Writer:
                 (missed.away, ~is_found), (missed.lost, ~is_found & ~is_gone), (missed.back, is_found & is_gone)
             ):  # fmt: skip
                 some.update(paths.filter(pa.array(which)).to_pylist())
-            held.append(np.unique(keys[~is_gone]))
-        return replace(missed, held=len(np.unique(np.concatenate(held))))
+            held.append(keys[~is_gone])
+        return replace(missed, held=count_distinct(np.concatenate(held)))
 
     def _mark(self, paths: Sequence[str], gone_at: datetime | None) -> None:
         # Read and written again, as delta-rs's own update writes a type of text that Arrow can't compare.

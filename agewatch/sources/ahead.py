@@ -33,9 +33,11 @@ class Files:
     @classmethod
     def of(cls, files: Sequence[FileRef]) -> "Files":
         """Make columns of files."""
-        rows = [(file.bytes, file.mtime_ns, file.ctime_ns) for file in files]
-        told = [NONE if number is None else number for row in rows for number in row]
-        return cls(pa.array([file.path for file in files], pa.string()), np.array(told, np.int64).reshape(-1, 3))
+        columns = (
+            [file.bytes for file in files], [file.mtime_ns for file in files], [file.ctime_ns for file in files]
+        )  # fmt: skip
+        numbers = [pa.array(column, pa.int64()).fill_null(NONE).to_numpy() for column in columns]
+        return cls(pa.array([file.path for file in files], pa.string()), np.column_stack(numbers))
 
     @classmethod
     def joined(cls, parts: Sequence["Files"]) -> "Files":
