@@ -12,7 +12,20 @@ from typing import NoReturn
 import typer
 
 from agewatch import __version__
-from agewatch.cli import archives, gallery, labels, models, monitoring, scoring, serving, status, training, up, upkeep
+from agewatch.cli import (
+    archives,
+    gallery,
+    labels,
+    models,
+    monitoring,
+    scoring,
+    serving,
+    status,
+    table,
+    training,
+    up,
+    upkeep,
+)
 from agewatch.cli.options import answer, wants_json
 from agewatch.errors import AgewatchError, UsageError
 from agewatch.files import keep_private, keep_traceback
@@ -26,6 +39,7 @@ for group in (scoring, gallery, training, serving, up, status, upkeep):
     app.add_typer(group.app)
 app.add_typer(models.app, name="models")
 app.add_typer(archives.app, name="archives")
+app.add_typer(table.app, name="table")
 app.add_typer(monitoring.app, name="drift")
 app.add_typer(labels.app, name="labels")
 

@@ -1,7 +1,6 @@
 """Writing the predictions table: one archive's rows of one model and mode, by compare-and-swap."""
 
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from agewatch.errors import TableError, UsageError
 from agewatch.files import lock
+from agewatch.scoring import merging
 from agewatch.scoring.content import Arrivals, Holders, hash_key
 from agewatch.scoring.known import NUMBERS, STATE, Keys, Known, States, count_distinct, path_keys, places, summarise
 from agewatch.scoring.predictions import (
@@ -46,12 +46,9 @@ from agewatch.sources import door
 from agewatch.sources.ahead import NONE
 from agewatch.sources.source import FileRef
 
-TIDY_COMMITS = 100
-"""So many commits apart a table's small files are merged."""
 _PATHS_AT_ONCE = 5_000  # that one commit marks
 _MAX_ATTEMPTS = 50
 T = TypeVar("T")
-_SPARE_BYTES = 2**20  # what a commit writes beyond its rows: footers, log, checkpoint
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ class Writer:
         times = pa.array([gone_at] * len(rows), SCHEMA.field("gone_at").type)
         marked = rows.set_column(SCHEMA.get_field_index("gone_at"), SCHEMA.field("gone_at"), times)
         self._gain_columns()
-        self._require_room(marked.nbytes + self._bytes_around(paths, archive=self._key.archive))
+        merging.require_room(self._folder, marked.nbytes + self._bytes_around(paths, archive=self._key.archive))
         known = f"archive = {_quote(self._key.archive)} AND path IN ({', '.join(map(_quote, paths))})"
         write_deltalake(self._table, marked, mode="overwrite", predicate=known, commit_properties=self._as_ours())
 
@@ -179,16 +176,14 @@ class Writer:
         return found
 
     def _tidy(self) -> None:
-        """Every so many commits: merge small files, and open the table afresh, whose log grows slow to hold.
+        """Now and then: merge small files, and open the table afresh, whose log grows slow to hold.
 
         Another run that writes at this moment comes first; a disk that is nearly full puts it off.
         """
-        version = self._table.version()
-        if version % TIDY_COMMITS:
+        if not (below := merging.due(self._table.version())):
             return
         with suppress(CommitFailedError, TableError):
-            self._require_room(sum(self._table.get_add_actions()["size_bytes"].to_pylist()))
-            self._table.optimize.compact(commit_properties=CommitProperties(max_commit_retries=0))
+            merging.merge(self._table, self._folder, below)
         version = self._table.version()
         self._table = DeltaTable(place(self._folder), storage_options=storage_options(self._folder))
         self._others_wrote |= self._table.version() != version
@@ -219,7 +214,7 @@ class Writer:
         self._gain_columns()
         replaces = self.known.has(path_keys(paths)).any()
         around = self._bytes_around(paths, **asdict(self._key)) if replaces else 0
-        self._require_room(table.nbytes + around)
+        merging.require_room(self._folder, table.nbytes + around)
         if replaces:
             known = f"{_predicate(self._key)} AND path IN ({', '.join(map(_quote, paths))})"
             write_deltalake(
@@ -251,17 +246,6 @@ class Writer:
             pairs = zip(actions[f"min.{column}"].to_pylist(), actions[f"max.{column}"].to_pylist(), strict=True)
             may_hold &= [None in (least, most) or (least <= high and low <= most) for least, most in pairs]
         return int(np.array(actions["size_bytes"].to_pylist())[may_hold].sum())
-
-    def _require_room(self, needed: int) -> None:
-        # Asked first, as delta-rs, which meets a full disk on its way, prints a panic before it raises.
-        if is_remote(self._folder):
-            return
-        needed += _SPARE_BYTES
-        if (room := shutil.disk_usage(self._folder).free) < needed:
-            raise TableError(
-                f"The disk that holds {self._folder} is full: {room / 1e6:.1f} MB are free and the next commit may need"
-                f" {needed / 1e6:.1f} MB. Rows committed before are kept; make room and run again."
-            )
 
     def _without_scored_elsewhere(self, rows: Rows) -> Rows:
         paths = sorted({row["path"] for row in rows})

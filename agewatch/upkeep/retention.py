@@ -1,8 +1,8 @@
 """What is cleared away after a while, and what never is.
 
-Every limit stands here. Pictures, labels, canaries, models and current rows are never touched, nor is anything that is
-not known to be ours by its name and what it holds. The table's log is cleared by delta-rs itself, at each hundredth
-commit, of what is older than 30 days.
+Every limit stands here, but the table's (`table`). Pictures, labels, canaries, models and current rows are never
+touched, nor is anything that is not known to be ours by its name and what it holds. The table's log is cleared by
+delta-rs itself, at each hundredth commit, of what is older than 30 days.
 """
 
 import json
@@ -21,19 +21,16 @@ from agewatch.nights.ledger import Ledger
 from agewatch.release import store
 from agewatch.scoring import predictions
 from agewatch.scoring.beside import FOLDER, SUMMARIES, name_of
-from agewatch.scoring.predictions import LOCK_FILE, open_table
 from agewatch.settings import Settings
 from agewatch.upkeep.clearing import Cleared, age, folders
 from agewatch.upkeep.restore import STAGE
+from agewatch.upkeep.table import clear_versions
 from agewatch.upkeep.training_runs import clear_runs
 
 REPORTS = 90
 """Reports of an archive that are kept whole: a quarter of nights, some 4 MB each, and 0.2 MB of each in Evidently's
 workspace. Older ones stay only where a drift began, as that is what one comes back to, or where a person put a file
 named `keep` beside them."""
-HISTORY = timedelta(days=30)
-"""Rows that were replaced are readable so long, as is the table's log: Delta's own default for the log. Whoever has an
-older version open goes on for as long."""
 NETWORKS = timedelta(days=30)
 """A converted network of a model that the store does not hold; it is made again in seconds when it is wanted."""
 CHIPS = timedelta(days=7)
@@ -51,7 +48,6 @@ KEEP = "keep"
 
 _RUN = re.compile(r"\d{8}T\d{6}\.\d{6}Z")
 _NETWORK = re.compile(r"([0-9a-f]{12})-openvino-.+")
-_DATA = re.compile(r"part-.+\.parquet")  # as delta-rs names them; a person may have put others there
 
 
 @dataclass
@@ -87,7 +83,7 @@ def tidy(settings: Settings, now: datetime) -> Tidied:
         return tidied
     parts: dict[str, tuple[str, Callable[[], Cleared]]] = {
         "reports": ("reports", lambda: _reports(settings.reports, settings.evidently)),
-        "versions": ("versions of the table", lambda: _versions(settings.predictions, now)),
+        "versions": ("versions of the table", lambda: clear_versions(settings.predictions, now)),
         "training": ("training runs", lambda: clear_runs(settings.home / "train", settings.model_store, now)),
         "caches": ("caches", lambda: _caches(settings, now)),
         "logs": ("logs", lambda: _logs(settings.home, now)),
@@ -135,44 +131,6 @@ def _says_drift(run: Path) -> bool:
         return bool(content["verdict"] == "drift")
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _versions(table: Path, now: datetime) -> Cleared:
-    """Delete data files that no version of the last HISTORY had.
-
-    delta-rs names the candidates. It forgets after a week which files were removed when, and then goes by when they
-    were written: a file of long ago that was replaced yesterday would go. So those that a recent commit names stay.
-    """
-    cleared = Cleared()
-    if not (table / "_delta_log").is_dir():
-        return cleared
-    held = open_table(table)
-    shared = lock(table / LOCK_FILE, exclusive=False)
-    try:
-        hours = int(HISTORY / timedelta(hours=1))
-        candidates = held.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True)
-        recent = _named_lately(table / "_delta_log", now) if candidates else set()
-        for name in candidates:
-            file = table / name
-            if _DATA.fullmatch(name) and name not in recent and age(file, now) > HISTORY:
-                cleared.file(file)
-    finally:
-        if shared is not None:
-            shared.close()
-    return cleared
-
-
-def _named_lately(log: Path, now: datetime) -> set[str]:
-    """The data files that commits of the last HISTORY added or removed. Raises ValueError where one can't be read."""
-    named: set[str] = set()
-    for commit in log.glob("*.json"):
-        with suppress(FileNotFoundError):  # delta-rs deletes commits that are older than this
-            actions = [json.loads(line) for line in commit.read_text(encoding="utf-8").splitlines() if line]
-            times = [action["commitInfo"].get("timestamp", 0) / 1000 for action in actions if "commitInfo" in action]
-            # The later of both: a clock may have been set back, a log copied.
-            if now.timestamp() - max(commit.stat().st_mtime, *times, 0) <= HISTORY.total_seconds():
-                named |= {action[kind]["path"] for action in actions for kind in ("add", "remove") if kind in action}
-    return named
 
 
 def _caches(settings: Settings, now: datetime) -> Cleared:

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import psutil
@@ -17,13 +17,13 @@ from models import tiny_model
 from pictures import ASTRONAUT, encoded
 from PIL import Image
 
-from agewatch.errors import UsageError
+from agewatch.errors import AgewatchError, UsageError
 from agewatch.estimator.model import AgeModel
 from agewatch.progress import unwatched
 from agewatch.scoring import predictions
 from agewatch.scoring.score import Limits, Summary, score_archive
 from agewatch.scoring.scorer import Execution
-from agewatch.sources import door
+from agewatch.sources import ahead, door
 from agewatch.sources.folder import Folder
 
 
@@ -183,6 +183,45 @@ def test_progress_counts_up_to_all_files(run: Any) -> None:
     run(progress=lambda done, total, _counts: seen.append((done, total)))
     assert seen[0] == (0, 6)
     assert seen[-1] == (6, 6)
+
+
+def test_shards_start_before_a_slow_listing_ends(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, scored = many(tmp_path / "many", 60), Event()
+    walk, totals = Folder.walk, list[int]()
+
+    def slowly(self: Folder, sieve: Any) -> Any:
+        for number, file in enumerate(walk(self, sieve)):
+            assert number != 40 or scored.wait(120), "nothing is scored before all is listed"
+            yield file
+
+    def progress(done: int, total: int, _counts: Any) -> None:
+        totals.append(total)
+        if done:
+            scored.set()
+
+    monkeypatch.setattr(Folder, "walk", slowly)
+    monkeypatch.setattr(ahead, "_SECONDS", 0.0)
+    summary = run(root=folder, mode="crop", progress=progress)
+    assert (summary.found, summary.scored, summary.faces) == (60, 60, 60)
+    assert totals == sorted(totals)
+    assert totals[0] < 60 == totals[-1]
+
+
+def test_a_listing_that_fails_on_its_way_ends_the_run_and_what_was_scored_stays(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk, scored = Folder.walk, Event()
+
+    def fails(self: Folder, sieve: Any) -> Any:
+        yield from walk(self, sieve)
+        scored.wait(120)
+        raise AgewatchError("The rest can't be listed.")
+
+    monkeypatch.setattr(Folder, "walk", fails)
+    monkeypatch.setattr(ahead, "_SECONDS", 0.0)
+    with pytest.raises(AgewatchError, match="The rest"):
+        run(root=many(tmp_path / "many", 60), mode="crop", progress=lambda done, *_: done and scored.set())
+    assert 16 <= len(rows(tmp_path)) < 60
 
 
 def test_wrong_usage_is_said_before_anything_is_written(run: Any, tmp_path: Path) -> None:

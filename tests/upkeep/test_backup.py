@@ -25,8 +25,9 @@ from agewatch.errors import AgewatchError, UsageError
 from agewatch.release import store
 from agewatch.scoring import archives, baseline, predictions
 from agewatch.scoring.beside import folder_of
+from agewatch.scoring.merging import COMMITS
 from agewatch.scoring.predictions import Key
-from agewatch.scoring.writer import TIDY_COMMITS, Writer
+from agewatch.scoring.writer import Writer
 from agewatch.settings import Settings
 from agewatch.upkeep.backup import backup
 from agewatch.upkeep.restore import restore
@@ -139,7 +140,7 @@ def test_a_backup_while_a_run_and_the_ledger_write_is_of_one_moment(tmp_path: Pa
     thread.start()
     try:
         files, version = [], 0
-        while version <= TIDY_COMMITS + 5:  # beyond a checkpoint and a merging of files
+        while version <= COMMITS + 5:  # beyond a checkpoint and a merging of files
             files.append(tmp_path / f"{len(files)}.tar")
             backup(settings, files[-1], no_schedule(tmp_path))
             version = predictions.open_table(settings.predictions).version()

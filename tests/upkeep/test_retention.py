@@ -12,6 +12,7 @@ from deltalake import DeltaTable
 from models import model_file
 from rows import row
 
+from agewatch.errors import TableError
 from agewatch.estimator.model import AgeModel
 from agewatch.nights.ledger import Ledger
 from agewatch.scoring import predictions
@@ -21,6 +22,7 @@ from agewatch.scoring.writer import Writer
 from agewatch.settings import Settings
 from agewatch.upkeep import retention
 from agewatch.upkeep.retention import tidy
+from agewatch.upkeep.table import tidy as tidy_table
 
 NOW = datetime.now(UTC)
 
@@ -110,6 +112,29 @@ def test_versions_of_the_last_thirty_days_stay_readable_and_older_files_go(setti
     assert beside.exists()
     assert (table / "notes.txt").exists()
     assert len(predictions.read(table)) == 2
+
+
+def test_a_table_is_tidied_under_its_readers_and_writers_and_its_last_month_stays(settings: Settings) -> None:
+    table = settings.predictions
+    writer = Writer(table, Key("a", "m-1@0", "detect"), root=settings.home)
+    for number in range(4):
+        writer.write([row(f"{number}.jpg", age=float(number))])
+    before = predictions.open_table(table)
+    done = tidy_table(table, NOW)
+    assert (done.files_before, done.files, done.deleted) == (4, 1, 0)
+    assert len(predictions.read_table(before, table, None)) == 4
+    writer.write([row("0.jpg", age=9.0)])  # by a snapshot of before
+    assert sorted(predictions.read(table)["age"].to_pylist()) == [1.0, 2.0, 3.0, 9.0]
+    for version in range(2, before.version() + 1):
+        commit_aged(table, version, 100)
+    commit_aged(table, before.version() + 1, 31)
+    for checkpoint in (table / "_delta_log").glob("*checkpoint*"):
+        checkpoint.unlink()  # it says when what was removed was
+    done = tidy_table(table, NOW)
+    assert done.deleted == 4, "those of the four commits, not the merged one, which went but now"
+    assert len(predictions.read(table)) == 4
+    with pytest.raises(TableError, match="no predictions table"):
+        tidy_table(settings.home / "nowhere", NOW)
 
 
 def test_two_at_once_and_a_run_that_writes_disturb_nobody(settings: Settings) -> None:
