@@ -68,7 +68,7 @@ class Table(RuleBasedStateMachine):
     def write(self, run: Run, files: dict[str, State], age: float) -> None:
         rows: list[dict[str, Any]] = []
         for path, (mtime, content, faces) in files.items():
-            known = {"mtime_ns": mtime, "content_hash": f"{content:064x}", "model": run.model}
+            known = {"mtime_ns": mtime, "content_hash": f"{content:064x}"[::-1], "model": run.model}
             rows += [row(path, face=face, age=age, **known) for face in range(faces)]
             if not faces:
                 rows.append(row(path, face=None, age=None, **known))
@@ -101,7 +101,7 @@ class Table(RuleBasedStateMachine):
             rows = found[key]
             assert sorted(each["face"] for each in rows if each["face"] is not None) == list(range(faces))
             assert len(rows) == max(1, faces)
-            assert {(each["mtime_ns"], int(each["content_hash"], 16)) for each in rows} == {(mtime, content)}
+            assert {(each["mtime_ns"], int(each["content_hash"][::-1], 16)) for each in rows} == {(mtime, content)}
             assert {each["age"] for each in rows} == ({age} if faces else {None})
             assert len({each["arrived_at"] for each in rows}) == 1
 
@@ -111,7 +111,7 @@ class Table(RuleBasedStateMachine):
             return
         now: dict[int, set[datetime]] = {}
         for each in predictions.read(self.place / "table").to_pylist():
-            now.setdefault(int(each["content_hash"], 16), set()).add(each["arrived_at"])
+            now.setdefault(int(each["content_hash"][::-1], 16), set()).add(each["arrived_at"])
         for content, times in now.items():
             first = self.arrived.get(content)
             assert first is None or min(times) <= first, "a content that is there arrived again"
