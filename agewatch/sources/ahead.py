@@ -15,7 +15,7 @@ from agewatch.sources.source import FileRef, Sieve, Source
 
 NONE = np.iinfo(np.int64).min
 """Stands for a number that is not known; no size or time of a file is it (`source.fitting`)."""
-MOST_FILES = 65_536
+MOST_FILES = 16_384
 _SECONDS = 1.0
 """What was found in so long, or so many files, is handed on together, so a listing that is over sooner whole."""
 

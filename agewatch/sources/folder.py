@@ -50,7 +50,7 @@ class Folder(Source):
                 continue
             inside: dict[str, FileRef | bytes] = {}
             for entry in entries:
-                name, path = os.fsdecode(entry.name), encode_path(entry.path[len(start) :])
+                name, path = entry.name.decode(errors="surrogateescape"), encode_path(entry.path[len(start) :])
                 kind = _kind(entry)
                 if kind == "folder":
                     if sieve.enters(name, path):
