@@ -96,7 +96,8 @@ def of_archive(table: Path, archive: str, mode: Mode, told: Sequence[Accepted] |
         return of_nights([], [], told)
     where = (pc.field("archive") == archive) & (pc.field("mode") == mode) & (pc.field("status") == "ok")
     faces = Counter[tuple[str, date]]()
-    for batch in predictions.scan(table, where, ["model", "arrived_at", "scored_at"]):
+    held = predictions.dataset(open_table(table), table)
+    for batch in predictions.pour(held, where, ["model", "arrived_at", "scored_at", "status"]):
         arrived = pc.cast(pc.coalesce(batch["arrived_at"], batch["scored_at"]), pa.date32())
         counted = pa.table({"model": batch["model"], "night": arrived}).group_by(["model", "night"], use_threads=False)
         for row in counted.aggregate([([], "count_all")]).to_pylist():

@@ -185,8 +185,14 @@ def _faces(table: Path, key: Key, accepted: Baseline) -> pa.Table:
     """Rows of the largest faces that arrived in the baseline and are still there, thinned where they are very many."""
     within = predictions.arrived(accepted.first, accepted.until)
     where = key.where & (pc.field("face") == 0) & within & pc.field("gone_at").is_null()
-    where &= predictions.some(predictions.count(table, where), _MOST_DRAWN_FROM)
-    rows = predictions.read(table, where, ["path", "content_hash", "age", "box_h"])
+    held = predictions.dataset(predictions.open_table(table), table)
+    of = ["path", "content_hash", "age", "box_h"]
+    asked = ["face", "arrived_at", "scored_at", "gone_at"]
+    count = sum(len(batch) for batch in predictions.pour(held, where, asked))
+    where &= predictions.some(count, _MOST_DRAWN_FROM)
+    found = predictions.pour(held, where, [*of, *asked])
+    schema = pa.schema([predictions.SCHEMA.field(name).with_nullable(True) for name in of])
+    rows = pa.Table.from_batches((batch.select(of) for batch in found), schema)
     return rows.filter(pc.and_(pc.is_valid(rows["content_hash"]), pc.is_valid(rows["age"])))
 
 

@@ -161,7 +161,7 @@ def scan(folder: Path, where: ds.Expression, columns: Sequence[str] | None = Non
 
 
 def pour(held: ds.Dataset, where: ds.Expression, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Read all rows that a condition on archive, model and mode keeps, a few at a time.
+    """Read all rows that a condition on these columns, archive, model or mode keeps, a few at a time.
 
     Arrow's own scan has hundreds of megabytes of a large file at hand. Raises TableError.
     """
@@ -193,11 +193,6 @@ def some(rows: int, most: int) -> ds.Expression:
     if rows <= most:
         return ds.scalar(True)
     return pc.field("content_hash") < f"{int(2**32 * most / rows):08x}"
-
-
-def count(folder: Path, where: ds.Expression) -> int:
-    """How many of the current rows a condition keeps. Raises TableError where the table can't be read."""
-    return sum(len(batch) for batch in scan(folder, where, ["path"]))
 
 
 def plain(error: Exception) -> str:
