@@ -24,9 +24,10 @@ from PIL import Image
 from results import table, write_section
 
 from agewatch.processes import free_ports
+from agewatch.scoring.merging import COMMITS as MERGED_AFTER
+from agewatch.scoring.pending import SHARD_FILES
 from agewatch.scoring.predictions import Key, open_table
-from agewatch.scoring.score import SHARD_FILES
-from agewatch.scoring.writer import TIDY_COMMITS, Writer
+from agewatch.scoring.writer import Writer
 from agewatch.sources.storage import open_store
 
 BUCKETS = Path(__file__).parents[1] / "tests" / "buckets.py"
@@ -48,8 +49,8 @@ def main() -> None:
         asked = _requests(Path(folder))
     units = [
         ["a photograph of 12 megapixels with two faces", f"{1000 * seconds:.0f} ms of a core, {megabytes:.1f} MB"],
-        [f"a commit of {SHARD_FILES} files, the first {TIDY_COMMITS}", f"{1000 * first:.0f} ms of a core"],
-        [f"a commit, {COMMITS - TIDY_COMMITS} to {COMMITS}", f"{1000 * last:.0f} ms of a core"],
+        [f"a commit of {SHARD_FILES} files, the first {MERGED_AFTER}", f"{1000 * first:.0f} ms of a core"],
+        [f"a commit, {COMMITS - MERGED_AFTER} to {COMMITS}", f"{1000 * last:.0f} ms of a core"],
         ["a row, compacted", f"{bytes_a_row:.0f} bytes"],
         ["the log of a commit", f"{bytes_a_commit:,.0f} bytes"],
         ["requests of a bucket a picture, its listing included", f"{asked['pictures']:.3f}"],
@@ -122,7 +123,7 @@ def _commits(folder: Path) -> tuple[float, float, float, float]:
     held.optimize.compact()
     bytes_a_row = sum(held.get_add_actions()["size_bytes"].to_pylist()) / (COMMITS * SHARD_FILES)
     log = sum(file.stat().st_size for file in (folder / "table" / "_delta_log").iterdir())
-    some = TIDY_COMMITS
+    some = MERGED_AFTER
     return sum(spent[:some]) / some, sum(spent[-some:]) / some, bytes_a_row, log / COMMITS
 
 
