@@ -256,10 +256,11 @@ def _score(
     """Score shards, with the table's own rows in place of new ones for content that it holds already."""
     shards = chain(todo.now(), anew.while_minutes_last(todo.later(), minutes))
     first = next(filter(None, shards), None)
+    if first is not None:
+        writer.require_writable()
     begins()
     if first is None:
         return
-    writer.require_writable()
     mistaken: list[FileRef] = []
     known = SharedKeys(writer.known.contents() if todo.again == "nothing" else ())
     for scored in how.run(replace(job, known=known), chain([first], shards), how.workers):
