@@ -239,7 +239,8 @@ def _listening(wanted: Wanted) -> Iterator[socket.socket]:
     if soft < hard:  # each connection is a descriptor
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2**16), hard))
     family = socket.AF_INET6 if ":" in wanted.host else socket.AF_INET
-    with socket.socket(family) as listener:
+    # By its number asyncio knows TCP, and only then sends at once: else an answer waits 40 ms for the client's ACK.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a server leaves that was stopped just now
         try:
             listener.bind((wanted.host, wanted.port))
