@@ -1,6 +1,6 @@
 # make demo            set everything up, score a small archive and judge its drift
 # make demo ARCHIVE=~/Pictures
-# make test            set everything up and pass the tests
+# make test            set everything up and pass the tests, two files of them at a time
 # make quick           the tests of at most 90 seconds
 # make soak, make bench, make coverage
 PYTHON ?= python3
@@ -25,7 +25,7 @@ lint: install
 	$(BIN)/mypy
 
 test: install chromium peers
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: install
 	$(BIN)/python -m pytest -m quick
