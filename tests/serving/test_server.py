@@ -1,5 +1,6 @@
 """How a real server starts, changes its model, mends itself, and ends."""
 
+import asyncio
 import json
 import os
 import re
@@ -126,6 +127,25 @@ def test_a_signal_leaves_no_process_behind_and_what_is_under_way_is_answered(
         again = wanted(tmp_path / "h", tmp_path / "missing.mar", port=port)
         with pytest.raises(UsageError, match="no model"), running(again):
             pass
+
+
+def test_an_answer_does_not_wait_for_its_clients_acknowledgement(tmp_path: Path) -> None:
+    wants = wanted(tmp_path, None)
+
+    async def accepted() -> int:
+        told: asyncio.Future[int] = asyncio.Future()
+
+        def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            told.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with server._listening(wants) as listener:
+            async with await asyncio.start_server(note, sock=listener):
+                _, writer = await asyncio.open_connection(wants.host, wants.port)
+                writer.close()
+                return await told
+
+    assert asyncio.run(accepted()) == 1
 
 
 def test_what_stands_in_the_way_is_said_before_anything_starts(
