@@ -13,6 +13,7 @@ import os
 import resource
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -293,10 +294,11 @@ async def mixed(server: Server, pictures: list[bytes], seconds: float) -> list[l
             memory.append(server.memory_mb())
 
     await asyncio.gather(*(good(k) for k in range(6)), bad(), _cut_after(server, b"POST /"))
-    half = len(memory) // 2
+    quarter = len(memory) // 4
+    medians = [f"{statistics.median(memory[k * quarter : (k + 1) * quarter]):.0f}" for k in range(4)]
     return [[f"mixed load for {10 * seconds / 60:.0f} minutes", f"{told.counts()}; {wrong} wrong; memory"
-             f" {memory[0]:.0f} MB at first, at most {max(memory[:half]):.0f} MB in the first half and"
-             f" {max(memory[half:]):.0f} MB in the second"]]  # fmt: skip
+             f" {memory[0]:.0f} MB at first, medians of the four quarters {', '.join(medians)} MB, at most"
+             f" {max(memory):.0f} MB"]]  # fmt: skip
 
 
 TRIALS: dict[str, Trial] = {
