@@ -177,7 +177,7 @@ def test_a_night_is_scored_judged_and_written_down(here: Api, desk: Path, album:
     state = night("album", max_refused=0.2, return_state=True)
     assert state.is_completed()
     assert str(state.message).startswith("too_little_data: Too little data: 7 of the 2,000 faces")
-    assert str(state.message).endswith("in all 7 faces, 1 files without a face, 1 refused.")
+    assert str(state.message).endswith("in all 7 faces, 1 file without a face, 1 refused.")
     artifacts = here.artifacts(str(state.state_details.flow_run_id))
     assert {"score-progress", "score-summary", "drift-verdict"} <= set(artifacts)
     assert not any(str(desk) in str(shown) for shown in artifacts.values()), "paths stay at home"
