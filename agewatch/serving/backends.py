@@ -6,8 +6,8 @@ it has begun. Where the new one fails, the old one stays.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ QUIET_SECONDS = 10.0
 """After so long without an answer one is asked for; a server is ready that answered within three times as long."""
 STUCK_SECONDS = 120.0
 """A TorchServe that runs and answers nothing for so long is started again."""
+HAND_OVER_SECONDS = 1.0
+"""So long new requests wait for those that the old model has begun, so that no answer of it follows one of the new."""
 DRAIN_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 60.0
@@ -45,6 +47,8 @@ class Backends:
         self._lookers, self._tell = lookers, tell
         self._current: Ages | None = None
         self._users: dict[Ages, int] = {}
+        self._may_begin = asyncio.Event()
+        self._may_begin.set()
         self._starts = 0
         self.problem: str | None = None
         """Why the current model of the store does not answer, for a person and without a path."""
@@ -59,9 +63,10 @@ class Backends:
         """Whether a prediction was answered lately."""
         return self._current is not None and time.monotonic() - self._current.answered_at < 3 * QUIET_SECONDS
 
-    @contextmanager
-    def using(self, pinned: str | None = None) -> Iterator[Ages]:
+    @asynccontextmanager
+    async def using(self, pinned: str | None = None) -> AsyncIterator[Ages]:
         """The one that answers now, until the end. Raises Refusal where none does, or another model than `pinned`."""
+        await self._may_begin.wait()
         ages = self.now(pinned)
         self._users[ages] = self._users.get(ages, 0) + 1
         try:
@@ -159,11 +164,20 @@ class Backends:
         self._current, self.problem = new, None
         self._tell({"event": "changed", "model": self.model, "before": old and old.backend.model.id})
         if old is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_SECONDS):
-                    while old in self._users:
-                        await asyncio.sleep(_POLL_SECONDS)
+            self._may_begin.clear()
+            try:
+                await self._left(old, HAND_OVER_SECONDS)
+            finally:
+                self._may_begin.set()
+            await self._left(old, DRAIN_SECONDS)
             await old.backend.stop()
+
+    async def _left(self, old: Ages, seconds: float) -> None:
+        """Wait until nobody uses it any more, at most so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while old in self._users:
+                    await asyncio.sleep(_POLL_SECONDS)
 
     async def _is_stuck(self) -> bool:
         """Whether nothing was answered for long, although it was asked for."""

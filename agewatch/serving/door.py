@@ -106,9 +106,10 @@ def application(lookers: Lookers, backends: Backends) -> FastAPI:
         backends.now(pinned)  # before a body that nobody could look at
         with bounds.body() as body:
             content = await body.read(request)
-            with bounds.place(), backends.using(pinned) as ages:
-                picture, more = picture_of(request.headers.get("content-type", ""), content)
-                return await what(request, ages, picture, one_mode([*told, *more]))
+            with bounds.place():
+                async with backends.using(pinned) as ages:
+                    picture, more = picture_of(request.headers.get("content-type", ""), content)
+                    return await what(request, ages, picture, one_mode([*told, *more]))
 
     async def predicted(_: Request, ages: Ages, picture: bytes, mode: Mode) -> Response:
         return _json(await answer(lookers, ages, picture, mode))
