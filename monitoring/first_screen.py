@@ -118,7 +118,9 @@ def _title(found: DriftRun) -> str:
     )
     most = moved[0]
     said = f"faces are estimated {_way(most.effect)} than those accepted" if most.name == "age" else story.shift(most)
-    ages = "" if "age" in [column.name for column in moved] or found.cause != "camera" else "; ages did not"
+    ages = (
+        "" if "age" in [column.name for column in moved] or found.cause != "camera" else "; no change of ages is seen"
+    )
     return f"{story.capital(said)}{also}{ages}."
 
 
@@ -141,7 +143,7 @@ def _age(found: DriftRun) -> str:
         return f"{by}; the archive as a whole hardly moved."
     seen = "not to be told yet" if verdict.answer == "too_little_data" else "no change seen"
     if verdict.answer == "drift" and verdict.visible_years is not None and math.isfinite(verdict.visible_years):
-        return f"no change seen; a lasting one by under {verdict.visible_years:.1f} years could not be."
+        return f"no change seen; one by less than {verdict.visible_years:.1f} years might not show."
     return (
         f"{seen}: in the last night {age.effect:+.1f} years ({age.low:+.1f} to {age.high:+.1f}), which may be chance."
     )
@@ -199,7 +201,9 @@ def _where(found: DriftRun) -> Row:
         others = f"; {len(drifted) - 1:,} others moved too" if drifted[1:] else ""
         return Row(label, "Most in ", part.value, f"{by}{others}.")
     if source is not None:
-        return Row(label, "In no single one; most comes from ", source.folder, f", {source.part:.0%} of it.")
+        return Row(
+            label, f"In no single one; the largest part of it, {source.part:.0%}, comes from ", source.folder, "."
+        )
     if verdict.answer == "drift":
         return Row(label, "Not known: of this measure no folder is told.")
     none = "None moved" if verdict.answer == "no_drift" else "Not to be told yet"
